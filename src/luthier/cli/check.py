@@ -1,0 +1,123 @@
+"""Check a configuration without loading anything: every fault at once, or the resolved values."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.config.load import load_with_places
+from luthier.config.overrides import split_arguments
+from luthier.config.paths import path_faults
+from luthier.config.tree import Config
+from luthier.errors import ConfigError
+
+
+def command(
+    arguments: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="RUN.YAML|KEY=VALUE", help="A config file, settings, or both.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Checks a configuration and the files it names. Prints "ok" and what the run would do, or every fault.
+
+    Settings behind the file are laid over it: luthier check run.yaml optim.lr=1e-4 lora.rank=32. They can
+    also stand alone: luthier check model=Qwen/Qwen3-0.6B data=chats.jsonl. Ends with 2 if anything is wrong.
+    """
+    if not arguments:
+        raise ConfigError("there is nothing to check; name a file, as in: luthier check run.yaml")
+    file, overrides = split_arguments(arguments)
+    config, places = load_with_places(file, overrides)
+    faults = path_faults(config, places)
+    if faults:
+        raise ConfigError(faults)
+    rows = describe(config)
+    width = max(len(label) for label, _ in rows)
+    print("ok")
+    for label, text in rows:
+        print(f"  {label:<{width}}  {text}")
+
+
+def describe(config: Config) -> list[tuple[str, str]]:
+    """What a run would do, as a short table of label and text, with every default resolved."""
+    schedule, train = config.schedule, config.train
+    warmup = (
+        f"{schedule.warmup_steps} steps"
+        if schedule.warmup_steps is not None
+        else f"{_warmup(config):.3g} of all steps"
+    )
+    length = (
+        f"{train.steps} steps" if train.steps else f"{train.epochs:g} epoch{'s' if train.epochs != 1 else ''}"
+    )
+    return [
+        ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
+        ("method", _named(config.method.name, config.method.options)),
+        (
+            "data",
+            f"{', '.join(config.data.path)} "
+            f"(rows of at most {config.max_length:,} tokens, longer: {config.data.overlong})",
+        ),
+        ("weights", _weights(config)),
+        ("optimizer", _named(config.optim.name, {"lr": config.learning_rate, **config.optim.options})),
+        ("schedule", f"{schedule.name}, warm-up {warmup}"),
+        (
+            "length",
+            f"{length}; {train.tokens_per_step:,} tokens a step in micro-batches of {train.micro_tokens:,}",
+        ),
+        ("evaluation", _evaluation(config)),
+        ("checkpoints", _checkpoints(config)),
+        ("results in", _folder(config)),
+    ]
+
+
+def _warmup(config: Config) -> float:
+    ratio = config.schedule.warmup_ratio
+    return 0.03 if ratio is None else ratio
+
+
+def _named(name: str, options: dict[str, object]) -> str:
+    values = ", ".join(f"{key} {value}" for key, value in options.items())
+    return f"{name} ({values})" if values else name
+
+
+def _weights(config: Config) -> str:
+    lora = config.lora
+    if lora is None:
+        return "all are tuned"
+    alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
+    target = (
+        "all linear layers"
+        if lora.target == "all"
+        else lora.target
+        if isinstance(lora.target, str)
+        else ", ".join(lora.target)
+    )
+    extra = f"; whole: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
+    return f"LoRA of rank {lora.rank}, alpha {alpha:g}, on {target}{extra}"
+
+
+def _evaluation(config: Config) -> str:
+    if not (config.data.eval_path or config.data.eval_rows):
+        return "none; give data.eval_rows or data.eval_path"
+    rows = ", ".join(config.data.eval_path or []) or f"{config.data.eval_rows} rows held out"
+    every = f"every {config.eval.every} steps" if config.eval.every else "at the end"
+    patience = f", stops after {config.eval.patience} without a better loss" if config.eval.patience else ""
+    return f"{rows}, {every}{patience}"
+
+
+def _checkpoints(config: Config) -> str:
+    when = (
+        f"every {config.checkpoint.every} steps"
+        if config.checkpoint.every
+        else "when interrupted and at the end"
+    )
+    return f"{when}; the newest {config.checkpoint.keep} are kept"
+
+
+def _folder(config: Config) -> str:
+    if config.run.name is None:
+        return f"{config.run.root}/, in a folder named after method, model and time of start"
+    folder = Path(config.run.root) / config.run.name
+    taken = "; it exists: choose another run.name, or train with --resume" if folder.exists() else ""
+    return f"{folder}{taken}"

@@ -1,0 +1,48 @@
+"""Short ways to write a value, understood by the validators and shown in the JSON Schema alike."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel, GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic_core import CoreSchema, core_schema
+
+
+@dataclass(frozen=True)
+class Shorthand:
+    """Lets `section: value` stand for `section: {key: value}`."""
+
+    key: str
+
+    def expand(self, value: Any) -> Any:
+        """The section that the value stands for; a section, and null, stay what they are."""
+        return value if value is None or isinstance(value, dict | BaseModel) else {self.key: value}
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        section = handler(schema)
+        short = handler.resolve_ref_schema(section)["properties"][self.key]
+        kinds = short.get("anyOf", [short])
+        plain = [{k: v for k, v in kind.items() if k not in ("description", "default")} for kind in kinds]
+        return {"anyOf": [*(kind for kind in plain if kind.get("type") != "null"), section]}
+
+
+@dataclass(frozen=True)
+class OneOrMany:
+    """Lets one text stand for a list of one."""
+
+    def expand(self, value: Any) -> Any:
+        """A list around a text; everything else stays what it is."""
+        return [value] if isinstance(value, str) else value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        many = handler(schema)
+        return {"anyOf": [{"type": "string", "minLength": 1}, *many.get("anyOf", [many])]}

@@ -1,0 +1,369 @@
+"""The whole configuration of a run as one tree of frozen sections.
+
+Every section refuses unknown keys. The docstring under a field is its help text, its line in the docs and
+its label in the web form. `null` means absent: the key's default holds, exactly as if the key were not there.
+The one exception is a key that may be null and has another default (`train.max_grad_norm: null` switches
+clipping off). Values are not converted between kinds: `"2"` is text and `yes` is no boolean.
+Relative paths start at the current folder, as in a shell. Nothing here imports torch.
+"""
+
+import re
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from luthier.config.forms import OneOrMany, Shorthand
+from luthier.config.problems import Problem, impossible
+
+Positive = Annotated[int, Field(ge=1)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Text = Annotated[str, Field(min_length=1)]
+Paths = Annotated[list[Text], Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A part of the tree: frozen, typed, without unknown keys, documented by its fields' docstrings."""
+
+    model_config = ConfigDict(
+        frozen=True,
+        strict=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_means_absent(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        return {key: value for key, value in values.items() if value is not None or cls._keeps_null(key)}
+
+    @classmethod
+    def _keeps_null(cls, key: str) -> bool:
+        field = cls.model_fields.get(key)
+        if field is None:
+            return True  # unknown: it is refused later, or belongs to a method of the user's own
+        return type(None) in get_args(field.annotation) and field.default is not None
+
+
+class ModelSection(Section):
+    """The model that is tuned. `model: NAME` is short for `model: {name: NAME}`."""
+
+    name: Text
+    """A folder, a hub id (`Qwen/Qwen3-0.6B`), a `.gguf` file or a `demo:` name (`luthier models list`)."""
+
+    revision: Text | None = None
+    """Commit, branch or tag of a hub id."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights. `auto`: bfloat16 where the device computes it fast, float32 otherwise."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train. `auto`: a GPU when there is one."""
+
+    packing: bool | None = None
+    """Documents end to end in one stream. Absent: yes if the model gives the same numbers that way."""
+
+
+class MethodSection(Section):
+    """What is learned. `method: sft` is short for `method: {name: sft}`; other keys are the method's own."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = "sft"
+    """Name of a file in `methods/`, or the path of a Python file (`./mine.py`) with a method of your own."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own keys."""
+        return dict(self.model_extra or {})
+
+
+class DataSection(Section):
+    """What it is learned from. `data: PATH` is short for `data: {path: PATH}`."""
+
+    path: Annotated[Paths, OneOrMany()]
+    """A `.jsonl`, `.json` or `.parquet` file, a folder of them, or a list of these."""
+
+    eval_path: Annotated[Paths | None, OneOrMany()] = None
+    """Held-out rows for the evaluation loss, read like `path`."""
+
+    eval_rows: Annotated[int, Field(ge=0)] = 0
+    """How many rows to hold out of `path` when there is no `eval_path`; drawn with the run's seed."""
+
+    max_length: Positive | None = None
+    """Longest row in tokens. Absent: `train.tokens_per_micro_batch`."""
+
+    overlong: Literal["drop", "truncate_oldest_turns", "error"] = "drop"
+    """What to do with a longer row. Headers and ends of turns are never cut."""
+
+    max_drop_fraction: Fraction = 0.01
+    """The run stops if more than this share of the rows cannot be used."""
+
+    template: Text | None = None
+    """A Jinja file to use instead of the model's own chat template."""
+
+    template_args: dict[str, Any] = Field(default_factory=dict)
+    """Extra variables for the chat template, such as `enable_thinking: false`."""
+
+    cache: bool = True
+    """Keep the tokens on disk for the next run over the same rows with the same model."""
+
+    @model_validator(mode="after")
+    def _one_source_of_held_out_rows(self) -> Self:
+        if self.eval_path and self.eval_rows:
+            text = "data.eval_path and data.eval_rows are both given; keep one of them"
+            raise impossible(Problem("data.eval_rows", text))
+        return self
+
+
+class LoraSection(Section):
+    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685). Without this section all weights are tuned."""
+
+    rank: Positive = 16
+    """Rank r of the update B·A."""
+
+    alpha: Annotated[float, Field(gt=0)] | None = None
+    """The update is scaled by alpha / r (by alpha / sqrt(r) with `rslora`). Absent: twice the rank."""
+
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the adapter's inputs that are dropped in training."""
+
+    rslora: bool = False
+    """Rank-stabilised scaling (Kalajdzievski, 2023, arXiv:2312.03732)."""
+
+    target: Text | Annotated[list[Text], Field(min_length=1)] = "all"
+    """`all` linear layers but the head, a list of module names, or one regular expression for full names."""
+
+    modules_to_save: list[Text] = Field(default_factory=list)
+    """Modules trained whole and kept in the adapter, such as `embed_tokens`, `lm_head`."""
+
+    @model_validator(mode="after")
+    def _target_is_an_expression(self) -> Self:
+        if isinstance(self.target, str):
+            try:
+                re.compile(self.target)
+            except (re.error, OverflowError, RecursionError) as error:
+                text = f'lora.target is "{self.target}", which is no regular expression: {error}'
+                raise impossible(Problem("lora.target", text)) from None
+        return self
+
+
+class OptimSection(Section):
+    """How weights are updated. Further keys are the optimizer's own (`luthier schema` lists them)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = "adamw"
+    """Name of a file in `optim/`."""
+
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The optimizer's own keys."""
+        return dict(self.model_extra or {})
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves. `schedule: cosine` is short for `schedule: {name: cosine}`."""
+
+    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """constant, linear or cosine decay, or warm-up, stable, decay (wsd)."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up; instead of `warmup_ratio`."""
+
+    warmup_ratio: Fraction | None = None
+    """Share of all steps that is warm-up. Absent, with no `warmup_steps`: 0.03."""
+
+    min_ratio: Fraction = 0.0
+    """The learning rate ends at this share of its peak."""
+
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
+    """wsd only: share of all steps that decays."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            text = "schedule.warmup_steps and schedule.warmup_ratio are both given; keep one of them"
+            raise impossible(Problem("schedule.warmup_steps", text))
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        warmup = self.warmup_ratio or 0.0
+        if self.name == "wsd" and warmup + self.decay_ratio > 1.0:
+            text = (
+                f"schedule.warmup_ratio is {warmup:g} and schedule.decay_ratio is {self.decay_ratio:g}; "
+                "together they are more than the whole run; lower one of them"
+            )
+            raise impossible(Problem("schedule.decay_ratio", text))
+        return self
+
+
+class TrainSection(Section):
+    """How long and in which portions."""
+
+    epochs: Annotated[float, Field(gt=0)] = 1.0
+    """Passes over the data, unless `steps` is given."""
+
+    steps: Positive | None = None
+    """Optimizer steps; data is repeated as often as they need."""
+
+    tokens_per_step: Positive = 16384
+    """Tokens that one update learns from, over all ranks together."""
+
+    tokens_per_micro_batch: Positive | None = None
+    """Tokens in one forward and backward pass. Absent: 4,096, or `tokens_per_step` if that is less."""
+
+    max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Gradients are scaled down to this norm. null: never."""
+
+    threads: Positive | None = None
+    """CPU threads. Absent: all cores."""
+
+    @model_validator(mode="after")
+    def _micro_fits(self) -> Self:
+        if (self.tokens_per_micro_batch or 0) > self.tokens_per_step:
+            text = (
+                f"train.tokens_per_micro_batch is {self.tokens_per_micro_batch}, more than the "
+                f"{self.tokens_per_step} of train.tokens_per_step; lower it or raise train.tokens_per_step"
+            )
+            raise impossible(Problem("train.tokens_per_micro_batch", text))
+        return self
+
+    @property
+    def micro_tokens(self) -> int:
+        """Tokens in one micro-batch, with the default resolved."""
+        return self.tokens_per_micro_batch or min(4096, self.tokens_per_step)
+
+
+class EvalSection(Section):
+    """What is watched while training."""
+
+    every: Positive | None = None
+    """Evaluate after this many steps. Absent: only at the end."""
+
+    patience: Positive | None = None
+    """Stop after this many evaluations without a better loss."""
+
+    samples: Annotated[int, Field(ge=0)] = 4
+    """Held-out prompts answered before and after training, for the report."""
+
+    metrics: list[str] = Field(default_factory=list)
+    """Metrics of generated answers to held-out rows, before and after: `exact_match`, `field_f1` ..."""
+
+    metric_rows: Positive | None = None
+    """How many held-out rows the metrics use. Absent: all."""
+
+    answer_tokens: Positive = 128
+    """Longest generated answer in tokens."""
+
+    @model_validator(mode="after")
+    def _patience_counts_evaluations(self) -> Self:
+        if self.patience and not self.every:
+            text = "eval.patience counts evaluations, but eval.every is absent; set eval.every"
+            raise impossible(Problem("eval.patience", text))
+        return self
+
+
+class CheckpointSection(Section):
+    """What is kept to resume from."""
+
+    every: Positive | None = None
+    """Save after this many steps. Absent: only when interrupted and at the end."""
+
+    keep: Positive = 2
+    """How many of the newest are kept; the best one, if evaluated, is kept besides."""
+
+
+FolderName = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$",
+        json_schema_extra={
+            "expected": "a folder name of letters, digits, `.`, `_`, `-` that starts with a letter or digit"
+        },
+    ),
+]
+
+
+class RunSection(Section):
+    """Where results go. `run: NAME` is short for `run: {name: NAME}`."""
+
+    name: FolderName | None = None
+    """Name of the run's folder. Absent: method, model and time of start."""
+
+    root: Text = "runs"
+    """Folder that holds the runs."""
+
+
+def disagreements(
+    data: DataSection | None,
+    eval: EvalSection | None,
+    schedule: ScheduleSection | None,
+    train: TrainSection | None,
+) -> list[Problem]:
+    """Why these sections cannot work together. None stands for a section with faults of its own."""
+    problems = []
+    if data and eval and (eval.every or eval.patience) and not (data.eval_path or data.eval_rows):
+        text = "eval.every and eval.patience need held-out rows; give data.eval_path or data.eval_rows"
+        problems.append(Problem("eval.every", text))
+    if data and train and (data.max_length or 0) > train.micro_tokens:
+        text = (
+            f"data.max_length is {data.max_length}, but a micro-batch holds {train.micro_tokens} tokens; "
+            "raise train.tokens_per_micro_batch or lower data.max_length"
+        )
+        problems.append(Problem("data.max_length", text))
+    if schedule and train and train.steps and (schedule.warmup_steps or 0) > train.steps:
+        text = (
+            f"schedule.warmup_steps is {schedule.warmup_steps}, but the run ends after the {train.steps} of "
+            "train.steps; lower it or raise train.steps"
+        )
+        problems.append(Problem("schedule.warmup_steps", text))
+    return problems
+
+
+class Config(Section):
+    """A run, described by few plain keys."""
+
+    model: Annotated[ModelSection, Shorthand("name")]
+    data: Annotated[DataSection, Shorthand("path")]
+    method: Annotated[MethodSection, Shorthand("name")] = MethodSection()
+    lora: LoraSection | None = None
+    optim: OptimSection = OptimSection()
+    schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
+    train: TrainSection = TrainSection()
+    eval: EvalSection = EvalSection()
+    checkpoint: CheckpointSection = CheckpointSection()
+    run: Annotated[RunSection, Shorthand("name")] = RunSection()
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Fixes the order of rows, new weights, dropout and sampling."""
+
+    offline: bool = False
+    """Refuse every use of the network, also for hub ids that are not in the cache."""
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Self:
+        problems = disagreements(self.data, self.eval, self.schedule, self.train)
+        if problems:
+            raise impossible(*problems)
+        return self
+
+    @property
+    def max_length(self) -> int:
+        """Longest row in tokens, with the default resolved."""
+        return self.data.max_length or self.train.micro_tokens
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate, with the default resolved."""
+        if self.optim.lr is not None:
+            return self.optim.lr
+        return 2e-4 if self.lora else 2e-5

@@ -1,0 +1,152 @@
+"""What a model is trained on: documents laid end to end, and the predictions to score in them.
+
+An `Example` is one row of data as a small forest of token segments: a chat is one segment, a preference pair
+one prompt with two children. A `Batch` lays many examples end to end without padding. Every method is a
+function of the log-probabilities of a batch's N predictions (../docs/design.md).
+
+Shape suffixes: T tokens of the stream, S segments, S1 = S + 1, N predictions, Q sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of tokens that continues its parent, or starts a document of its own."""
+
+    ids: NDArray[np.int32]
+    """Token ids, at least one."""
+    weights: NDArray[np.float32]
+    """Weight of each token as a target; 0 where it is not learned."""
+    parent: int = -1
+    """Index in the example of the segment that this one continues; -1: none. Always an earlier one."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """One row of data, ready to be packed. Its leaves, in order, are its sequences."""
+
+    segments: tuple[Segment, ...]
+    row: int = -1
+    """Number of the row in the data, for messages about it."""
+    columns: dict[str, float] = field(default_factory=dict)
+    """Facts a method needs, the same for all sequences of the row (label, reward ...)."""
+
+    def __len__(self) -> int:
+        return sum(len(s.ids) for s in self.segments)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch: a stream of tokens and the predictions to score in it."""
+
+    tokens_T: Tensor
+    positions_T: Tensor
+    """Distance of each token from the start of its document, through its ancestors."""
+    starts_S1: Tensor
+    """Where each segment starts in the stream; the last entry is T. Always on the CPU."""
+    parent_S: Tensor
+    """The segment that each one continues, -1 for a root. Always on the CPU."""
+    source_N: Tensor
+    """Stream index of the hidden state that makes the prediction."""
+    target_N: Tensor
+    """Token id to predict."""
+    weight_N: Tensor
+    """How much the prediction counts."""
+    sequence_N: Tensor
+    """Which sequence the prediction belongs to."""
+    columns: dict[str, Tensor]
+    """Per-sequence facts, each of shape [Q]; `row` is always among them."""
+
+    @property
+    def num_tokens(self) -> int:
+        return self.tokens_T.numel()
+
+    @property
+    def num_sequences(self) -> int:
+        return self.columns["row"].numel()
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with everything that the device computes on moved there."""
+        moved = ("tokens_T", "positions_T", "source_N", "target_N", "weight_N", "sequence_N")
+        columns = {name: column.to(device) for name, column in self.columns.items()}
+        return replace(self, columns=columns, **{name: getattr(self, name).to(device) for name in moved})
+
+    def paths(self) -> list[list[int]]:
+        """For each leaf, the segments from its root down to itself."""
+        parents = self.parent_S.tolist()
+        leaves = sorted(set(range(len(parents))) - set(parents))
+        return [_path(parents, leaf) for leaf in leaves]
+
+
+def _path(parents: Sequence[int], segment: int) -> list[int]:
+    path = [segment]
+    while parents[path[-1]] >= 0:
+        path.append(parents[path[-1]])
+    return path[::-1]
+
+
+def collate(examples: Sequence[Example]) -> Batch:
+    """Lays examples end to end. The first token of a child is predicted from the last one of its parent."""
+    starts, parents, tokens, positions = [0], [], [], []
+    source, target, weight, sequence = [], [], [], []
+    columns: dict[str, list[float]] = {"row": []}
+    for example in examples:
+        first_segment, first_sequence = len(parents), len(columns["row"])
+        sequence_of = _sequence_of_segments(example)
+        depth: list[int] = []  # tokens from the document's start to the end of each segment
+        for index, segment in enumerate(example.segments):
+            assert segment.parent < index, "a segment comes after its parent"
+            start, num = starts[-1], len(segment.ids)
+            before = depth[segment.parent] if segment.parent >= 0 else 0
+            depth.append(before + num)
+            learned = np.flatnonzero(segment.weights)
+            if segment.parent < 0:
+                learned = learned[learned > 0]  # nothing stands before a root's first token
+            origin = start + learned - 1
+            if segment.parent >= 0:
+                origin[learned == 0] = starts[first_segment + segment.parent + 1] - 1
+            tokens.append(segment.ids)
+            positions.append(np.arange(before, before + num))
+            source.append(origin)
+            target.append(segment.ids[learned])
+            weight.append(segment.weights[learned])
+            sequence.append(np.full(len(learned), first_sequence + sequence_of[index]))
+            starts.append(start + num)
+            parents.append(first_segment + segment.parent if segment.parent >= 0 else -1)
+        num_sequences = max(sequence_of) + 1
+        for name, value in {"row": example.row, **example.columns}.items():
+            columns.setdefault(name, []).extend([value] * num_sequences)
+    return Batch(
+        tokens_T=_join(tokens, torch.int64),
+        positions_T=_join(positions, torch.int64),
+        starts_S1=torch.tensor(starts),
+        parent_S=torch.tensor(parents, dtype=torch.int64),
+        source_N=_join(source, torch.int64),
+        target_N=_join(target, torch.int64),
+        weight_N=_join(weight, torch.float32),
+        sequence_N=_join(sequence, torch.int64),
+        columns={name: torch.tensor(values) for name, values in columns.items()},
+    )
+
+
+def _sequence_of_segments(example: Example) -> list[int]:
+    """For each segment, the first leaf below it, counted in order."""
+    parents = [segment.parent for segment in example.segments]
+    leaves = sorted(set(range(len(parents))) - set(parents))
+    result = [-1] * len(parents)
+    for number, leaf in enumerate(leaves):
+        for segment in _path(parents, leaf):
+            if result[segment] < 0:
+                result[segment] = number
+    return result
+
+
+def _join(parts: list[np.ndarray], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts) if parts else np.empty(0)).to(dtype)

@@ -1,0 +1,292 @@
+"""Conversations to tokens and targets, with the model's own chat template.
+
+Each conversation is rendered with the template, tokenised once, and its targets are the tokens inside the
+assistant's spans (spans.py). Nothing is cut, added or guessed: a row that does not work out is refused.
+
+Text that a control token is written with (`<|im_end|>` in a question) would become that token and change
+who says what, so such a row is refused too. `<think>` and `</think>` are allowed.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.data.conversation import Conversation, Message, describe
+from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, reasoning_of, twin
+from luthier.data.probe import Literals, ask
+from luthier.data.spans import Endings, assistant_spans
+from luthier.data.template import RESERVED, TemplateProgram
+from luthier.data.tokens import Span, TokenEncoder, Tokens, any_of, mark_targets, merged_spans
+from luthier.errors import DataError, RowRefused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+_REASONING_TAGS = frozenset({"<think>", "</think>"})
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A conversation as text, with the character spans of what is to be learned."""
+
+    text: str
+    spans: list[Span]
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A conversation as token ids; `targets` is true where the token is learned."""
+
+    ids: NDArray[np.int32]
+    targets: NDArray[np.bool_]
+    text: str
+
+
+class ChatTemplate:
+    """The model's chat template together with its tokenizer.
+
+    Args:
+        tokenizer: a fast tokenizer.
+        source: Jinja source to use instead of the tokenizer's own template.
+        template_args: variables for the template, such as `{"enable_thinking": False}`.
+
+    Raises:
+        DataError: if there is no template, or not a valid one. Where the assistant's part of its text cannot
+            be found, `render` and `encode` raise it, for every row alike.
+    """
+
+    def __init__(
+        self,
+        tokenizer: "PreTrainedTokenizerFast",
+        source: str | None = None,
+        template_args: dict[str, Any] | None = None,
+    ):
+        self.tokenizer = tokenizer
+        self.template_args = dict(template_args or {})
+        plain, with_tools = _sources(tokenizer, source)
+        self._program = TemplateProgram(plain)
+        self._tool_program = self._program if with_tools == plain else TemplateProgram(with_tools)
+        self._encoder = TokenEncoder(tokenizer)
+        self._literals: dict[tuple[bool, str], Literals] = {}
+        self._added = [token for token in self._encoder.added if not token.isspace()]
+        self._endings = Endings(any_of(self._added), _text_of(tokenizer.eos_token))
+
+    @cached_property
+    def _main(self) -> Literals:
+        """The literals of the template with the run's variables; not needed to write prompts."""
+        try:
+            return self._literals_for(self._program, self.template_args)
+        except RowRefused as refusal:
+            raise DataError(f"the model's chat template cannot be used to train: {refusal}") from refusal
+
+    @cached_property
+    def _control(self) -> re.Pattern[str]:
+        """Finds the tokens that no row may contain: special ones, and others that the template writes."""
+        written = self._main.text + self._main.generation
+        control = {token for token in self._added if self._encoder.added[token] or token in written}
+        return any_of(control - _REASONING_TAGS)
+
+    @property
+    def source(self) -> str:
+        """Everything of the template that changes what is rendered, for the cache's key."""
+        return json.dumps([self._program.source, self._tool_program.source])
+
+    @property
+    def generation_prompt(self) -> str:
+        """What is written at the end of a conversation to ask for an answer."""
+        return self._main.generation
+
+    @property
+    def closes_turns(self) -> bool:
+        """Whether an answer ends with a token of its own. If not, the model does not learn when to stop."""
+        return not self._main.in_loop or bool(self._endings.tokens.search(self._main.ending))
+
+    def render(self, conversation: Conversation) -> Rendered:
+        """The text of a conversation and the spans to learn.
+
+        Raises:
+            RowRefused: if the template refuses it, or what is to be learned is not certain.
+        """
+        messages = conversation.messages
+        self._refuse_control(conversation)
+        program = self._program_for(conversation.tools)
+        literals = self._literals_for(program, self._arguments(conversation.template_args))
+        _refuse_homeless(messages, literals)
+        variables = self._variables(conversation.tools, conversation.template_args)
+        marked = program.render_marked(adapt(messages, literals.form), variables)
+        # The twin's text is never used, so there is nothing to check in it.
+        around = program.render_marked(adapt(twin(messages), literals.form), variables, check=False)
+        learned = [conversation.learns(number) for number in range(len(messages))]
+        spans = assistant_spans(messages, learned, marked, around, literals, self._endings)
+        if conversation.tools:
+            _refuse_unseen_tools(conversation.tools, marked.text)
+        return Rendered(marked.text, spans)
+
+    def encode(self, conversation: Conversation) -> Encoded:
+        """The tokens of a conversation and which of them are targets. Raises RowRefused as `render` does."""
+        rendered = self.render(conversation)
+        return _encoded(self._encoder.encode(rendered.text), rendered)
+
+    def encode_rendered(self, rendered: Sequence[Rendered]) -> list[Encoded | RowRefused]:
+        """The tokens of many rendered conversations at once, or the reason why one has none."""
+        tokens = self._encoder.encode_batch([one.text for one in rendered])
+        return [_encoded_or_refusal(one, text) for one, text in zip(tokens, rendered, strict=True)]
+
+    def prompt_ids(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        template_args: dict[str, Any] | None = None,
+    ) -> list[int]:
+        """The ids after which the model writes the next answer, as it saw them in training."""
+        return self._encoder.encode(self.prompt_text(messages, tools, template_args)).ids.tolist()
+
+    def prompt_text(
+        self,
+        messages: Sequence[Message],
+        tools: list[Any] | None = None,
+        template_args: dict[str, Any] | None = None,
+    ) -> str:
+        """The text of a conversation with the generation prompt."""
+        program, own = self._program_for(tools), template_args or {}
+        try:
+            form = self._literals_for(program, self._arguments(own)).form
+        except RowRefused:  # a template that cannot be trained with can still write a prompt
+            form = Form()
+        return program.render(
+            adapt(messages, form), {**self._variables(tools, own), "add_generation_prompt": True}
+        )
+
+    def prompt_ids_of(self, encoded: Encoded) -> list[int]:
+        """The ids before the last answer of a training row, with all the template wrote in front of it."""
+        learned = np.flatnonzero(encoded.targets)
+        gaps = np.flatnonzero(np.diff(learned) > 1)
+        return encoded.ids[: learned[gaps[-1] + 1 if len(gaps) else 0]].tolist()
+
+    def pieces(self, encoded: Encoded) -> list[tuple[str, bool]]:
+        """The text of a row in pieces, each with whether it is learned, to show it to people."""
+        offsets = self._encoder.encode(encoded.text).offsets
+        learned = [offsets[i] for i in np.flatnonzero(encoded.targets)]
+        result: list[tuple[str, bool]] = []
+        done = 0
+        for start, end in merged_spans((int(start), int(end)) for start, end in learned):
+            result += [(encoded.text[done:start], False), (encoded.text[start:end], True)]
+            done = end
+        return [(text, is_learned) for text, is_learned in [*result, (encoded.text[done:], False)] if text]
+
+    def template_messages(self, conversation: Conversation) -> list[Message]:
+        """The messages as this template reads them, to hand to `apply_chat_template`."""
+        program = self._program_for(conversation.tools)
+        return adapt(
+            conversation.messages,
+            self._literals_for(program, self._arguments(conversation.template_args)).form,
+        )
+
+    def _program_for(self, tools: list[Any] | None) -> TemplateProgram:
+        return self._tool_program if tools else self._program
+
+    def _arguments(self, own: dict[str, Any]) -> dict[str, Any]:
+        return {**self.template_args, **own}
+
+    def _variables(self, tools: list[Any] | None, own: dict[str, Any]) -> dict[str, Any]:
+        always = {"tools": tools, "documents": None, "add_generation_prompt": False}
+        return {**self.tokenizer.special_tokens_map, **self._arguments(own), **always}
+
+    def _literals_for(self, program: TemplateProgram, arguments: dict[str, Any]) -> Literals:
+        key = program is self._tool_program, json.dumps(arguments, sort_keys=True, default=repr)
+        if key not in self._literals:
+            self._literals[key] = ask(program, self._variables(None, arguments))
+        return self._literals[key]
+
+    def _refuse_control(self, conversation: Conversation) -> None:
+        if len(conversation.messages) > MAX_MESSAGES:
+            raise RowRefused(
+                f"the row has {len(conversation.messages)} messages; {MAX_MESSAGES} is the most it can have"
+            )
+        for number, message in enumerate(conversation.messages):
+            _refuse_texts(message, describe(conversation.messages, number), self._control)
+        _refuse_texts(conversation.tools, "`tools`", self._control)
+        _refuse_texts(conversation.template_args, "`chat_template_kwargs`", self._control)
+
+
+def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[str, str]:
+    """The template for conversations without tools and the one for those with tools."""
+    if source is not None:
+        return source, source
+    own: Any = tokenizer.chat_template
+    if isinstance(own, dict):
+        default = own.get("default")
+        if default is None:
+            raise DataError(
+                f"the tokenizer has several chat templates ({', '.join(own)}) and none is the default; "
+                "choose one and give it as a file in data.template"
+            )
+        return default, own.get("tool_use", default)
+    if not own:
+        raise DataError(
+            "the tokenizer has no chat template, so there is no telling how a conversation is written; "
+            "choose an instruct model, or give a Jinja file in data.template"
+        )
+    return own, own
+
+
+def _text_of(token: Any) -> str | None:
+    return token if isinstance(token, str) and token else None
+
+
+def _encoded(tokens: Tokens, rendered: Rendered) -> Encoded:
+    targets = mark_targets(tokens, rendered.spans)
+    if not targets.any():
+        raise RowRefused("all targets masked: no token of this row is to be learned")
+    return Encoded(tokens.ids, targets, rendered.text)
+
+
+def _encoded_or_refusal(tokens: Tokens, rendered: Rendered) -> Encoded | RowRefused:
+    try:
+        return _encoded(tokens, rendered)
+    except RowRefused as refusal:
+        return refusal
+
+
+def _refuse_texts(value: Any, place: str, control: re.Pattern[str]) -> None:
+    for text in _texts(value):
+        if found := control.search(text):
+            raise RowRefused(f"{place} contains {found[0]!r}, which the tokenizer reads as a control token")
+        if found := RESERVED.search(text) or SENTINEL.search(text):
+            raise RowRefused(f"{place} contains {found[0]!a}, which cannot be used in a text here")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield str(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _refuse_homeless(messages: Sequence[Message], literals: Literals) -> None:
+    """Refuses what the template would drop from any row."""
+    for number, message in enumerate(messages):
+        if message.get("tool_calls") and not literals.writes_calls:
+            raise RowRefused(f"the template has no place for the tool calls of {describe(messages, number)}")
+        if (reasoning_of(message) or "").strip() and not literals.writes_reasoning:
+            raise RowRefused(f"the template has no place for the reasoning of {describe(messages, number)}")
+
+
+def _refuse_unseen_tools(tools: list[Any], text: str) -> None:
+    for tool in tools:
+        name = (
+            tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
+        )
+        if isinstance(name, str) and name not in text:
+            raise RowRefused(f"the template does not show the tool {name!r} to the model")

@@ -1,0 +1,191 @@
+"""Which characters of a rendered conversation the model is to write itself.
+
+The region of an assistant's message (template.py) holds header, answer and end of turn:
+
+    <|im_start|>assistant\\n  <think>\\n\\n</think>\\n\\n  The answer  <|im_end|>  \\n
+    ---------------- prompt ------------------------  ------- target -------
+
+The header ends where the generation prompt ends, or where the template itself writes something in front of an
+answer that the row does not contain (an empty block of reasoning). The target goes on through the end-of-turn
+token. Both are read from a twin of the conversation, rendered by the same template, in which the assistant's
+texts are single sentinel characters. What does not fit together is refused.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from luthier.data.conversation import Message, describe
+from luthier.data.form import SENTINEL, call_sentinel, content_sentinel, reasoning_of
+from luthier.data.probe import Literals, common_start, split_at_sentinel
+from luthier.data.template import Marked, Region
+from luthier.data.tokens import Span
+from luthier.errors import RowRefused
+
+
+@dataclass(frozen=True)
+class Endings:
+    """How the end of a turn is recognised."""
+
+    tokens: re.Pattern[str]
+    """Any added token that is not white space."""
+    end_of_text: str | None
+    """The tokenizer's `eos_token`, which ends a turn even if others follow it."""
+
+    def length(self, suffix: str) -> int:
+        """How much of the text after an answer belongs to it: all of it if no end of turn is in it."""
+        if self.end_of_text and self.end_of_text in suffix:
+            return suffix.index(self.end_of_text) + len(self.end_of_text)
+        found = list(self.tokens.finditer(suffix))
+        return found[-1].end() if found else len(suffix)
+
+
+def assistant_spans(
+    messages: Sequence[Message],
+    learned: Sequence[bool],
+    marked: Marked,
+    twin: Marked,
+    literals: Literals,
+    endings: Endings,
+) -> list[Span]:
+    """The character spans of the answers to learn, end of turn included.
+
+    `messages` are as in the row; `marked` is their text and `twin` that of their twin.
+
+    Raises:
+        RowRefused: if a message left no trace, or its part of the text is not certain.
+    """
+    _refuse_lost(messages, marked)
+    if not literals.in_loop:
+        return _generation_spans(messages, learned, marked, endings)
+    spans = []
+    for number, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        place = describe(messages, number)
+        region = _region(marked, number, place)
+        _refuse_moved(message, number, twin, place)
+        if learned[number]:
+            spans.append(_span(marked, region, message, number, twin, literals, endings, place))
+    return spans
+
+
+def _span(
+    marked: Marked,
+    region: Region,
+    message: Message,
+    number: int,
+    twin: Marked,
+    literals: Literals,
+    endings: Endings,
+    place: str,
+) -> Span:
+    text = marked.text[region.start : region.end]
+    content, call = content_sentinel(number), call_sentinel(number)
+    around_content = split_at_sentinel(twin, number, content)
+    around_all = split_at_sentinel(twin, number, content, call)
+    headers = (around_content[0],) if around_content else literals.headers
+    header = _header(text, headers, literals.generation, bare=not _says_anything(message))
+    if header is None:
+        raise RowRefused(
+            f"where the answer of {place} begins is not certain: the template starts it in its own way"
+        )
+    suffix = around_all[1] if around_all else _tail(text, endings)
+    if not text.endswith(suffix) or len(header) + len(suffix) > len(text):
+        raise RowRefused(
+            f"where the answer of {place} ends is not certain: the template ends it in its own way"
+        )
+    return region.start + len(header), region.end - len(suffix) + endings.length(suffix)
+
+
+def _header(text: str, headers: Sequence[str], generation: str, bare: bool) -> str | None:
+    """The part of an assistant's region that is prompt; None if it cannot be told."""
+    plain = [_trimmed(header, generation) for header in headers]
+    fits = [header for header in (generation, *plain) if header and text.startswith(header)]
+    shared = [common_start(generation, header) for header in plain]
+    fits += [header for header in shared if header and text.startswith(header)]
+    if bare:
+        # Nothing in this region comes from the row, so whatever stands before an answer is the template's.
+        fits += [common_start(text, header) for header in plain]
+    if fits:
+        return max(fits, key=len)
+    # A template without any header, or one that writes it at the end of the user's turn.
+    return "" if "" in plain else None
+
+
+def _trimmed(header: str, generation: str) -> str:
+    """A header without white space that the generation prompt lacks: the model has to write that itself."""
+    beyond = header[len(generation) :]
+    return generation if header.startswith(generation) and beyond.isspace() else header
+
+
+def _says_anything(message: Message) -> bool:
+    return bool(
+        (message.get("content") or "").strip()
+        or message.get("tool_calls")
+        or (reasoning_of(message) or "").strip()
+    )
+
+
+def _tail(text: str, endings: Endings) -> str:
+    """The end of turn of a region whose twin shows no sentinel: the added token that it ends with, if any."""
+    found = list(endings.tokens.finditer(text))
+    return text[found[-1].start() :] if found and not text[found[-1].end() :].strip() else ""
+
+
+def _region(marked: Marked, number: int, place: str) -> Region:
+    regions = marked.of(number)
+    if not regions:
+        raise RowRefused(f"the template does not render {place}")
+    if len(regions) > 1:
+        raise RowRefused(f"the template renders {place} in {len(regions)} places")
+    return regions[0]
+
+
+def _refuse_moved(message: Message, number: int, twin: Marked, place: str) -> None:
+    """Refuses a message whose text or tool calls the template drops or does not keep in its own turn."""
+    regions = twin.of(number)
+    text = "".join(twin.text[region.start : region.end] for region in regions)
+    if any(
+        found[0] not in (content_sentinel(number), call_sentinel(number)) for found in SENTINEL.finditer(text)
+    ):
+        raise RowRefused(f"the template writes another message into the turn of {place}")
+    wanted = [("text", content_sentinel(number), (message.get("content") or "").strip())]
+    wanted.append(("tool calls", call_sentinel(number), message.get("tool_calls")))
+    for what, sentinel, given in wanted:
+        if not given:
+            continue
+        if sentinel not in text:
+            raise RowRefused(f"the template leaves out the {what} of {place}")
+        if twin.text.count(sentinel) != text.count(sentinel):
+            raise RowRefused(f"the template writes the {what} of {place} outside of its turn too")
+
+
+def _refuse_lost(messages: Sequence[Message], marked: Marked) -> None:
+    """Refuses a conversation of which a message that is not the assistant's left no trace in the text."""
+    for number, message in enumerate(messages):
+        content = (message.get("content") or "").strip()
+        if message["role"] == "assistant" or not content or any(marked.of(number)):
+            continue
+        word = max(content.split(), key=len)
+        if word not in marked.text and json.dumps(word, ensure_ascii=False)[1:-1] not in marked.text:
+            raise RowRefused(f"the template does not render {describe(messages, number)}")
+
+
+def _generation_spans(
+    messages: Sequence[Message], learned: Sequence[bool], marked: Marked, endings: Endings
+) -> list[Span]:
+    """The template's own `{% generation %}` blocks, one for each assistant message, up to the end of turn."""
+    assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(assistants) != len(marked.generations):
+        raise RowRefused(
+            f"the template wrote {len(marked.generations)} generation blocks "
+            f"for {len(assistants)} assistant messages"
+        )
+    spans = []
+    for number, (start, end) in zip(assistants, marked.generations, strict=True):
+        suffix = _tail(marked.text[start:end], endings)
+        if learned[number] and end > start:
+            spans.append((start, end - len(suffix) + endings.length(suffix)))
+    return spans

@@ -1,0 +1,117 @@
+"""From text and character spans to token ids and targets.
+
+A token is a target when it lies inside a span. One that lies across a span's edge is partly prompt and partly
+answer; there is no right side for it, so the row is refused. The tokenizer is a private copy without the
+post-processor: with `add_special_tokens=False` that adds nothing, but it hides white space from the offsets.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from luthier.errors import DataError, RowRefused
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A tokenised text. `offsets` has a row [start, end) of characters for each id."""
+
+    text: str
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+
+class TokenEncoder:
+    """Tokenises texts that are already rendered, without adding anything.
+
+    Raises:
+        DataError: if the tokenizer cannot say where its tokens stand in the text.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast"):
+        backend = getattr(tokenizer, "backend_tokenizer", None)
+        if not isinstance(backend, Tokenizer):
+            raise DataError(
+                f"the tokenizer {type(tokenizer).__name__} is not a fast one, so it cannot say where its "
+                "tokens stand in the text; choose a model with a tokenizer.json"
+            )
+        self._tokenizer = Tokenizer.from_str(backend.to_str())
+        self._tokenizer.post_processor = None  # type: ignore[assignment]  # allowed, though typed otherwise
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        added = self._tokenizer.get_added_tokens_decoder()
+        # Such tokens swallow the white space next to them, and their offsets include it.
+        swallowing = [number for number, token in added.items() if token.lstrip or token.rstrip]
+        self._swallowing = np.array(sorted(swallowing), dtype=np.int32)
+        self.added = {token.content: token.special for token in added.values()}
+        """Every added token, and whether it is a special one."""
+
+    def encode(self, text: str) -> Tokens:
+        """The tokens of one text."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
+        """The tokens of many texts, on all cores."""
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [self._tokens(text, one.ids, one.offsets) for text, one in zip(texts, encodings, strict=True)]
+
+    def _tokens(self, text: str, ids: list[int], offsets: list[Span]) -> Tokens:
+        array = np.array(ids, dtype=np.int32)
+        spans = np.array(offsets, dtype=np.int64).reshape(len(ids), 2)
+        for index in np.flatnonzero(np.isin(array, self._swallowing)):
+            start, end = spans[index]
+            piece = text[start:end]
+            spans[index] = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
+        return Tokens(text, array, spans)
+
+
+def mark_targets(tokens: Tokens, spans: Iterable[Span]) -> NDArray[np.bool_]:
+    """Which tokens lie inside the spans. A token without width belongs to what follows it.
+
+    Raises:
+        RowRefused: if a token lies across an edge, naming it and its two sides.
+    """
+    edges = np.array([edge for span in merged_spans(spans) for edge in span], dtype=np.int64)
+    starts, ends = tokens.offsets[:, 0], tokens.offsets[:, 1]
+    before = np.searchsorted(edges, starts, side="right")
+    across = np.flatnonzero(np.searchsorted(edges, ends, side="left") > before)
+    if len(across):
+        index = across[0]
+        start, end, edge = int(starts[index]), int(ends[index]), int(edges[before[index]])
+        kinds = ("an answer", "prompt") if before[index] % 2 else ("prompt", "an answer")
+        raise RowRefused(
+            f"the token {tokens.text[start:end]!r} is partly {kinds[0]} ({tokens.text[start:edge]!r}) "
+            f"and partly {kinds[1]} ({tokens.text[edge:end]!r}); "
+            "remove the white space at the edge of that message"
+        )
+    return before % 2 == 1
+
+
+def merged_spans(spans: Iterable[Span]) -> list[Span]:
+    """The spans in order, those that touch joined into one, empty ones left out."""
+    result: list[Span] = []
+    for start, end in sorted(span for span in spans if span[1] > span[0]):
+        if result and start <= result[-1][1]:
+            result[-1] = result[-1][0], max(end, result[-1][1])
+        else:
+            result.append((start, end))
+    return result
+
+
+def any_of(words: Iterable[str]) -> re.Pattern[str]:
+    """A pattern that finds any of the words, the longest first, and looks only where one can begin."""
+    ordered = sorted(set(words), key=lambda word: (-len(word), word))
+    if not ordered:
+        return re.compile("(?!)")
+    first = "".join(re.escape(character) for character in sorted({word[0] for word in ordered}))
+    return re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, ordered))})")

@@ -1,0 +1,44 @@
+"""What a model answers to held-out prompts, for samples in the report and for metrics of generated text."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from luthier.data.batch import Example
+from luthier.rollout.native import NativeGenerator
+from luthier.rollout.sampling import SamplingSettings
+
+
+@dataclass(frozen=True)
+class Question:
+    """A held-out prompt, exactly as in training, and the answer that the data has for it."""
+
+    prompt_ids: tuple[int, ...]
+    prompt: str
+    reference: str
+
+
+def question_of(example: Example, tokenizer: PreTrainedTokenizerFast) -> Question:
+    """The last thing that the row teaches, as a question: its ids up to there are the prompt."""
+    (segment,) = example.segments
+    learned = np.flatnonzero(segment.weights)
+    breaks = np.flatnonzero(np.diff(learned) > 1)
+    start = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
+    stop = int(learned[-1]) + 1
+    prompt_ids = tuple(int(i) for i in segment.ids[:start])
+    reference = tokenizer.decode(segment.ids[start:stop].tolist(), skip_special_tokens=True)
+    return Question(prompt_ids, tokenizer.decode(list(prompt_ids)), str(reference))
+
+
+def answer(
+    generator: NativeGenerator,
+    questions: Sequence[Question],
+    max_new_tokens: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[str]:
+    """The model's most likely answer to each question."""
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=0.0)
+    answers = generator.generate([q.prompt_ids for q in questions], settings, progress=progress)
+    return [completions[0].text for completions in answers]

@@ -1,0 +1,10 @@
+"""How well the fields agree: the harmonic mean of field precision and field recall."""
+
+from collections.abc import Sequence
+
+from luthier.evaluate.metrics._fields import measure_fields
+
+
+def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+    """`field_f1` over all top-level fields, and `field_f1/KEY` for each one of a reference."""
+    return measure_fields("field_f1", lambda counts: counts.f1, predictions, references)

@@ -1,0 +1,292 @@
+"""Adapter and base model on disk become one model folder, shard by shard; no model is built, one shard is
+in memory.
+
+    W' = W + s · B·A, computed in fp32, rounded once to the dtype that W has on disk
+
+Names, classes and ties come from an empty model (on the meta device, so without weights), and from
+transformers' own table of names that it changes while loading. Everything that is not a targeted weight is
+copied as it is.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from luthier.errors import ModelError, RunError
+from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, plan_adapter, read_adapter
+from luthier.models.checkpoint_names import checkpoint_names
+from luthier.models.lora import add_update, low_rank_update
+from luthier.models.lora_targets import owners
+from luthier.runs.atomic import atomic_folder
+
+Progress = Callable[[int, int, str], None]
+"""Called after each shard with the number of shards done, of all, and the name of the one that is done."""
+
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+# Weights in any format, and what training leaves: not part of what describes the model.
+NOT_COPIED = (
+    "*.safetensors",
+    "*.index.json",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx*",
+    "*.ckpt*",
+)
+# Saved with the adapter because they were used in training; they win over the base's.
+FROM_ADAPTER = (
+    "tokenizer.json", "tokenizer_config.json", "tokenizer.model", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt", "chat_template.jinja", "chat_template.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Output:
+    """A tensor of the merged checkpoint, made from a tensor of the base."""
+
+    name: str
+    change: PlannedLinear | Tensor | None
+    """An update to add, a tensor that takes its place, or nothing: the same values."""
+
+
+def merge_to_folder(
+    base_folder: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None
+) -> None:
+    """Writes base model and adapter as one model in Hugging Face's layout, in the base's dtypes.
+
+    Configuration, generation settings, tokenizer and chat template are copied; those saved with the adapter
+    win. If the adapter takes tied embeddings apart, the head gets weights of its own and config.json says
+    so.
+
+    Raises ModelError if the folders do not fit each other or `out` exists; RunError if the disk cannot take
+    it. Nothing is left at `out` then.
+    """
+    if out.exists():
+        raise ModelError(f"{out} exists already. Remove it, or give another folder for the merged model.")
+    shards = base_shards(base_folder)
+    config = _read_json(base_folder / "config.json")
+    if config.get("quantization_config"):
+        raise ModelError(
+            f"{base_folder} holds quantised weights (quantization_config), which cannot be changed exactly. "
+            "Merge into the model that it was quantised from."
+        )
+    skeleton = empty_model(base_folder)
+    plan = plan_adapter(skeleton, read_adapter(adapter_folder))
+    outputs, cut = _outputs(skeleton, plan, shards, base_folder)
+    _check_room(out, shards)
+    with atomic_folder(out, replace=False) as partial:
+        _copy_description(base_folder, adapter_folder, partial)
+        if cut:
+            _say_untied(partial / "config.json")
+        added: dict[str, tuple[str, int]] = {}
+        for done, shard in enumerate(shards, 1):
+            new = _merge_shard(shard, partial / shard.name, outputs)
+            added |= {name: (shard.name, size) for name, size in new.items()}
+            if progress is not None:
+                progress(done, len(shards), shard.name)
+        _write_index(base_folder, partial, added)
+
+
+def base_shards(folder: Path) -> dict[Path, list[str]]:
+    """The safetensors files of a model folder and the names of the tensors in each. Only headers are read."""
+    if not (folder / "config.json").is_file():
+        raise ModelError(
+            f"{folder} holds no model: config.json is missing. Give the folder of the base model."
+        )
+    index = folder / INDEX
+    if index.is_file():
+        files = [folder / name for name in sorted(set(_read_json(index)["weight_map"].values()))]
+    else:
+        files = [folder / WEIGHTS]
+    if missing := [file.name for file in files if not file.is_file()]:
+        raise ModelError(
+            f"{folder} lacks weights: {', '.join(missing)}. Merging reads safetensors; convert a folder with "
+            "other files (.bin, .gguf) by loading it in transformers and saving it again."
+        )
+    return {file: _tensor_names(file) for file in files}
+
+
+def empty_model(folder: Path) -> nn.Module:
+    """The model that the folder describes, with names, classes, shapes and ties but without weights."""
+    try:
+        config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except (ValueError, OSError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise ModelError(f"transformers cannot build the model in {folder}: {first}") from error
+    assert isinstance(model, nn.Module)
+    return model
+
+
+def _outputs(
+    model: nn.Module, plan: AdapterPlan, shards: Mapping[Path, list[str]], folder: Path
+) -> tuple[dict[str, list[Output]], bool]:
+    """What is made from each tensor of the base (the others are copied), and whether a tie is cut."""
+    on_disk = checkpoint_names(model, [name for names in shards.values() for name in names])
+    wanted, ties, cut = _wanted(model, plan)
+    outputs: dict[str, list[Output]] = {}
+    lost = []
+    for key, change in wanted.items():
+        tied = ties.get(key, [])
+        source = next((on_disk[name] for name in [key, *tied] if name in on_disk), None)
+        if source is None:
+            lost.append(key)
+        elif key in on_disk and change is not None:
+            outputs.setdefault(source, []).append(Output(on_disk[key], change))
+        elif key not in on_disk and cut.intersection(tied):
+            outputs.setdefault(source, []).append(Output(key, change))
+    if lost:
+        raise ModelError(
+            f"{folder} has no tensor that can take these updates, because transformers assembles the weights "
+            f"from several tensors or they are missing: {', '.join(lost[:20])}"
+            + (f" and {len(lost) - 20} more" if len(lost) > 20 else "")
+            + ". Load base and adapter, merge them in memory (`merge_adapters`) and save the model instead."
+        )
+    return outputs, bool(cut)
+
+
+def _wanted(
+    model: nn.Module, plan: AdapterPlan
+) -> tuple[dict[str, PlannedLinear | Tensor | None], dict[str, list[str]], set[str]]:
+    """Weights that need a value of their own, the weights each is tied to, and those that the adapter takes
+    apart.
+
+    A weight whose partner changes alone needs one too: what it was.
+    """
+    changes: dict[str, PlannedLinear | Tensor] = {f"{name}.weight": p for name, p in plan.linears.items()}
+    apart = {*changes, *(f"{name}.weight" for name in plan.untied)}
+    for name, weights in plan.saved.items():
+        changes.update({f"{name}.{part}": tensor for part, tensor in weights.items()})
+    groups = [[f"{path}.weight" for path in paths] for paths in owners(model).values() if len(paths) > 1]
+    ties = {key: group for group in groups for key in group}
+    cut = apart.intersection(ties)
+    return {**{partner: None for key in cut for partner in ties[key]}, **changes}, ties, cut
+
+
+def _merge_shard(source: Path, target: Path, outputs: Mapping[str, list[Output]]) -> dict[str, int]:
+    """Writes one shard, and tells the names and sizes of tensors in it that the base has not.
+
+    The tensors of the shard before are gone when this begins, and these when it ends.
+    """
+    tensors, metadata = read_shard(source)
+    added: dict[str, int] = {}
+    for name in list(tensors):
+        weight = tensors[name]
+        for output in outputs.get(name, ()):
+            if output.name not in tensors:
+                added[output.name] = weight.nbytes
+            tensors[output.name] = _changed(weight, output, source)
+    try:
+        save_file(tensors, target, metadata)
+    except SafetensorError as error:
+        raise RunError(
+            f"the merged {target.name} cannot be written: {error}. Nothing was left behind. "
+            "Free some space, or give a folder on another disk."
+        ) from error
+    return added
+
+
+def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors of a safetensors file and its metadata."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {"format": "pt"}  # noqa: SIM118
+
+
+def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
+    change = output.change
+    if change is None:
+        return weight.clone()  # the same values under a second name may not share memory in a file
+    if weight.dtype not in FLOATS:
+        raise ModelError(
+            f"{output.name} in {source} is stored as {weight.dtype}, which cannot take an update exactly. "
+            "Merge into a model in float32, bfloat16 or float16."
+        )
+    if isinstance(change, Tensor):
+        return change.to(weight.dtype)
+    update = low_rank_update(change.a_RK.float(), change.b_MR.float(), change.scale, change.transposed)
+    return add_update(weight, update).contiguous()
+
+
+def _copy_description(base: Path, adapter: Path, out: Path) -> None:
+    """Everything but weights. A whole tokenizer saved with the adapter takes the place of the base's."""
+    whole = all((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
+    for file in sorted(base.iterdir()):
+        replaced = whole and file.name in FROM_ADAPTER 
+        hidden = file.name.startswith(".") or any(fnmatch(file.name, pattern) for pattern in NOT_COPIED)
+        if file.is_file() and not replaced and not hidden:
+            shutil.copyfile(file, out / file.name)
+    templates = "additional_chat_templates"
+    if (base / templates).is_dir() and not whole:
+        shutil.copytree(base / templates, out / templates)
+    for name in FROM_ADAPTER:
+        if (adapter / name).is_file():
+            shutil.copyfile(adapter / name, out / name)
+
+
+def _say_untied(path: Path) -> None:
+    config = _read_json(path)
+    for section in (config, config.get("text_config")):
+        if isinstance(section, dict):
+            section["tie_word_embeddings"] = False
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _write_index(base: Path, out: Path, added: Mapping[str, tuple[str, int]]) -> None:
+    """The base's index, with the tensors that it has not: their shard and their size."""
+    if not (base / INDEX).is_file():
+        return
+    if not added:
+        shutil.copyfile(base / INDEX, out / INDEX)
+        return
+    index = _read_json(base / INDEX)
+    index["weight_map"] |= {name: shard for name, (shard, _) in added.items()}
+    if "total_size" in index.get("metadata", {}):
+        index["metadata"]["total_size"] += sum(size for _, size in added.values())
+    (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _check_room(out: Path, shards: Mapping[Path, list[str]]) -> None:
+    """Refuses before any work what the disk cannot take."""
+    needed = _size(shards)
+    place = next(parent for parent in out.absolute().parents if parent.exists())
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise RunError(
+            f"{out} needs {needed / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free on that disk. "
+            "Free some space, or give a folder on another disk."
+        )
+
+
+def _size(shards: Iterable[Path]) -> int:
+    """Bytes on disk."""
+    return sum(shard.stat().st_size for shard in shards)
+
+
+def _tensor_names(path: Path) -> list[str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return list(file.keys())
+    except SafetensorError as error:
+        raise ModelError(f"{path} cannot be read: {error}. Download or save the model again.") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}. Download or save the model again.") from error

@@ -1,0 +1,194 @@
+"""Adapters on disk, in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors."""
+
+import json
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from luthier.errors import ModelError
+from luthier.models.adapter_plan import (
+    CONFIG_NAME,
+    PREFIX,
+    WEIGHTS_NAME,
+    misfit,
+    mismatches,
+    plan_adapter,
+    read_adapter,
+    scale_of,
+)
+from luthier.models.lora import (
+    LoraLinear,
+    LoraReport,
+    WholeModule,
+    adapters,
+    put,
+    refuse_adapted,
+    report,
+    untie,
+    wrap_whole,
+)
+from luthier.models.lora_targets import exact_names, inside, named, owners
+from luthier.runs.atomic import atomic_write_bytes, atomic_write_text
+
+
+def save_adapter(model: nn.Module, folder: Path, *, base_name: str, revision: str | None = None) -> None:
+    """Writes the model's adapter as PEFT 0.21 does, masters in full precision; other files in `folder` stay.
+
+    Raises ModelError for a model without adapters or with ones that PEFT's format cannot hold, RunError where
+    the disk cannot be written to.
+    """
+    config = _config(model, base_name, revision)
+    # Copies, because tied weights may not share memory in a safetensors file.
+    tensors = {key: tensor.cpu().clone().contiguous() for key, tensor in _named_tensors(model).items()}
+    content = save(tensors, {"format": "pt"})
+    folder.mkdir(parents=True, exist_ok=True)
+    atomic_write_bytes(folder / WEIGHTS_NAME, content)
+    atomic_write_text(folder / CONFIG_NAME, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def attach_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) -> LoraReport:
+    """Puts a LoRA adapter from disk on a model without one, whether Luthier or PEFT wrote it; the rest is
+    frozen.
+
+    Raises ModelError, and leaves the model as it was, if the folder holds no LoRA adapter that can be read,
+    or one that uses what is not supported, or if any tensor is missing, unexpected or of a wrong shape: all
+    at once.
+    """
+    refuse_adapted(model)
+    plan = plan_adapter(model, read_adapter(folder))
+    model.requires_grad_(False)
+    for name in plan.untied:
+        untie(model, name)
+    wrap_whole(model, list(plan.saved))
+    for name, planned in plan.linears.items():
+        base = model.get_submodule(name)
+        put(model, name, LoraLinear(base, planned.rank, planned.alpha, plan.dropout, planned.rslora))
+    for name, weights in plan.saved.items():
+        _whole(model, name).base.load_state_dict(dict(weights))
+    with torch.no_grad():
+        for name, planned in plan.linears.items():
+            module = model.get_submodule(name)
+            assert isinstance(module, LoraLinear)
+            module.lora_A.copy_(planned.a_RK)
+            module.lora_B.copy_(planned.b_MR)
+    if not trainable:
+        model.requires_grad_(False)
+    return report(model)
+
+
+def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) -> LoraReport:
+    """Reads an adapter into a model: into the adapter that it has, bit for bit, or as a new one if it has
+    none.
+
+    An adapter that is there keeps its parameters, so that an optimizer can go on with them. Raises
+    ModelError, and changes nothing, if what is on disk is not the same adapter with other values.
+    """
+    present = adapters(model)
+    if not present:
+        return attach_adapter(model, folder, trainable=trainable)
+    files = read_adapter(folder)
+    targets = {key.removeprefix(PREFIX): tensor for key, tensor in _named_tensors(model).items()}
+    faults = mismatches({key: tuple(tensor.shape) for key, tensor in targets.items()}, files.tensors)
+    for name, module in present.items():
+        if isinstance(module, LoraLinear) and (scale := scale_of(files.config, name)) != module.scale:
+            faults.append(f"other scale: {name} has {scale:g} in the file, {module.scale:g} in the model")
+    if faults:
+        raise misfit(model, files, faults)
+    with torch.no_grad():
+        for key, tensor in targets.items():
+            tensor.copy_(files.tensors[key])
+    if not trainable:
+        model.requires_grad_(False)
+    return report(model)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The adapter's tensors, not copies, by PEFT's keys. Tied weights stand under each of their names."""
+    tensors: dict[str, Tensor] = {}
+    for name, module in adapters(model).items():
+        if isinstance(module, LoraLinear):
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.detach()
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B.detach()
+        else:
+            weights = module.base.state_dict().items()
+            tensors.update({f"{PREFIX}{name}.{part}": weight for part, weight in weights})
+    return tensors
+
+
+def _whole(model: nn.Module, name: str) -> WholeModule:
+    module = model.get_submodule(name)
+    assert isinstance(module, WholeModule)
+    return module
+
+
+def _config(model: nn.Module, base_name: str, revision: str | None) -> dict[str, Any]:
+    """PEFT's settings for the adapters on this model."""
+    present = adapters(model)
+    linears = {name: module for name, module in present.items() if isinstance(module, LoraLinear)}
+    saved = [name for name, module in present.items() if isinstance(module, WholeModule)]
+    if not linears:
+        raise ModelError("This model has no LoRA adapter to save. Put one on it first (`apply_lora`).")
+    for setting in ("dropout", "rslora"):
+        if len(found := {getattr(module, setting) for module in linears.values()}) > 1:
+            raise ModelError(
+                f"PEFT's format holds one {setting} for all modules, not {sorted(found)}. Make it one."
+            )
+    first = next(iter(linears.values()))
+    rank = Counter(module.rank for module in linears.values()).most_common(1)[0][0]
+    alpha = Counter(module.alpha for module in linears.values()).most_common(1)[0][0]
+    paths = _base_names(model)
+    # In PEFT a name in modules_to_save stands for every module whose name ends in it, dot or no dot.
+    saved_by = exact_names(saved, paths, lambda name, path: path.endswith(name))
+    free = [path for path in paths if not inside(path, saved)]
+    config: dict[str, Any] = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_name,
+        "revision": revision,
+        "inference_mode": True,
+        "r": rank,
+        "lora_alpha": _plain(alpha),
+        "lora_dropout": first.dropout,
+        "use_rslora": first.rslora,
+        "use_dora": False,
+        "bias": "none",
+        "fan_in_fan_out": any(module.transposed for module in linears.values()),
+        "init_lora_weights": True,
+        "target_modules": sorted(exact_names(list(linears), free, named)),
+        "modules_to_save": saved_by or None,
+        "rank_pattern": {_anchored(n): m.rank for n, m in linears.items() if m.rank != rank},
+        "alpha_pattern": {_anchored(n): _plain(m.alpha) for n, m in linears.items() if m.alpha != alpha},
+        "layers_to_transform": None,
+        "layers_pattern": None,
+    }
+    if any(len(paths) > 1 for paths in owners(model).values() if inside(paths[0], saved)):
+        config["ensure_weight_tying"] = True
+    return config
+
+
+def _base_names(model: nn.Module) -> list[str]:
+    """Module names as they are without adapters."""
+    wrapped = set(adapters(model))
+    names = []
+    for name, _ in model.named_modules():
+        parent = next((w for w in wrapped if name.startswith(w + ".")), None)
+        if parent is None:
+            names.append(name)
+        elif name.startswith(parent + ".base."):
+            names.append(parent + name.removeprefix(parent + ".base"))
+    return [name for name in names if name]
+
+
+def _anchored(name: str) -> str:
+    """A key of PEFT's patterns (regular expressions, matched at the end of a name) for one module only."""
+    return f"^{re.escape(name)}"
+
+
+def _plain(value: float) -> float:
+    """A whole number as an int, as people write it."""
+    return int(value) if float(value).is_integer() else value

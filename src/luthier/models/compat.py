@@ -1,0 +1,64 @@
+"""The one place that knows how transformers wires attention, and what changes between its versions."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedModel
+
+from luthier.kernels.attention import AttentionRule, Forest, forest_attention
+
+FOREST = "luthier_forest"
+"""Name under which transformers' attention interface finds Luthier's attention. Because no mask builder is
+registered under it, transformers builds no [T, T] mask either."""
+
+
+def attend_forest(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    forest: Forest | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """transformers' attention signature around `forest_attention`; one stream, [1, heads, T, size] each."""
+    if forest is None or query.shape[0] != 1:
+        raise ValueError("this model does not hand the forest of segments on to its attention layers")
+    if unused.get("position_bias") is not None:
+        raise ValueError("this model adds a position bias to its attention scores")
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    rule = AttentionRule(scale, sliding_window, softcap, dropout if module.training else 0.0)
+    return forest_attention(query[0], key[0], value[0], forest, rule, s_aux)[None], None
+
+
+def use_forest_attention(model: PreTrainedModel) -> None:
+    """Lets this one model attend over segments. The registration is transformers' own extension point."""
+    AttentionInterface.register(FOREST, attend_forest)
+    model.set_attn_implementation(FOREST)
+
+
+@contextmanager
+def plain_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Gives the model transformers' own attention for a while: for caches, padding and comparisons."""
+    ours = model.config._attn_implementation
+    if ours != FOREST:
+        yield
+        return
+    use_plain_attention(model)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(ours)
+
+
+def use_plain_attention(model: PreTrainedModel) -> None:
+    """Gives the model transformers' own attention for good."""
+    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")

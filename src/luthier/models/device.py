@@ -1,0 +1,48 @@
+"""Where a model computes, and in which precision."""
+
+import torch
+
+from luthier.errors import ModelError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(requested: str) -> torch.device:
+    """The device that `model.device` asks for; `auto` takes a GPU when there is one."""
+    has_gpu = torch.cuda.is_available()
+    if requested == "cuda" and not has_gpu:
+        raise ModelError(
+            "model.device is cuda, but torch finds no GPU here. "
+            "Set model.device: cpu, or install a build of torch with CUDA and check the driver."
+        )
+    return torch.device("cuda" if requested != "cpu" and has_gpu else "cpu")
+
+
+def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
+    """The precision that `model.dtype` asks for; `auto` takes bfloat16 where the device computes it fast.
+
+    Raises:
+        ModelError: a 16-bit type was asked for on a CPU without instructions for it. It would run, many times
+            slower than float32, so it is refused.
+    """
+    if requested == "auto":
+        return torch.bfloat16 if computes_bf16(device) else torch.float32
+    dtype = DTYPES[requested]
+    if dtype is torch.bfloat16 and not computes_bf16(device):
+        raise ModelError(
+            f"model.dtype is bfloat16, but this {device.type.upper()} has no bfloat16 instructions and would be "
+            "many times slower than in float32. Set model.dtype: auto (float32 here)."
+        )
+    if dtype is torch.float16 and device.type == "cpu":
+        raise ModelError(
+            "model.dtype is float16, but CPUs have no fast float16 and it overflows in training. "
+            "Set model.dtype: auto."
+        )
+    return dtype
+
+
+def computes_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 matrices in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

@@ -1,0 +1,59 @@
+"""GGUF files as training weights: unpacked once into a bf16 safetensors folder in the cache."""
+
+import hashlib
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+from luthier.errors import ModelError
+from luthier.places import cache_folder
+
+LAYOUT = 1  # raise when what is written changes, so that older conversions are not used
+
+
+def convert_gguf(file: Path) -> Path:
+    """The Hugging Face folder with this file's weights (bf16), tokenizer and chat template; made once and kept.
+
+    Raises:
+        ModelError: the file is not a GGUF, or of an architecture that transformers cannot read.
+    """
+    with file.open("rb") as stream:
+        if stream.read(4) != b"GGUF":
+            raise ModelError(f"{file} is not a GGUF file: it does not begin with the letters GGUF. Is it complete?")
+        stream.seek(0)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache_folder("gguf", f"{digest[:32]}-{LAYOUT}")
+    if (folder / "config.json").exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
+    try:
+        _unpack(file, partial)
+        (partial / "luthier.json").write_text(json.dumps({"from": file.name, "sha256": digest}))
+        if not folder.exists():  # another process may have been faster
+            partial.rename(folder)
+    except OSError as error:
+        if not (folder / "config.json").exists():
+            raise ModelError(f"could not write the unpacked {file.name} to {folder}: {error.strerror}") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _unpack(file: Path, folder: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    where = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+        model = AutoModelForCausalLM.from_pretrained(
+            file.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
+        )
+    except (ValueError, KeyError, NotImplementedError) as error:
+        raise ModelError(f"transformers cannot read {file.name}: {error}") from error
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config  # the weights written below are plain
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)

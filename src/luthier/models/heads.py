@@ -1,0 +1,52 @@
+"""How a model turns hidden states into logits: its output embedding, and what it does to the result."""
+
+from itertools import product
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
+
+# Names under which configurations say that logits are multiplied, or divided, by a constant. Some families
+# multiply by what others divide by, so each reading is tried and the plain model decides (see tripwire.py).
+MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
+DIVISORS = ("logits_scaling",)
+SOFTCAPS = ("final_logit_softcapping",)
+
+
+class OutputHead:
+    """Scores hidden states with the model's output embedding, read live, so that a trained one is followed."""
+
+    def __init__(self, model: PreTrainedModel, shape: LogitShape):
+        self.model, self.shape = model, shape
+
+    def weights(self) -> tuple[Tensor, Tensor | None]:
+        """Weight [V, D] in effect and bias of the output embedding; an adapter on it is in the weight."""
+        head = self.model.get_output_embeddings()
+        assert isinstance(head, nn.Module)
+        weight, bias = head.weight, getattr(head, "bias", None)
+        assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
+        return weight, bias
+
+    def logprobs(self, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
+        """Log-probability of each target, [N]; any loss may follow."""
+        return token_logprobs(hidden_ND, *self.weights(), target_N, self.shape)
+
+    def linear_loss(self, hidden_ND: Tensor, target_N: Tensor, coefficient_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ coefficient · logp with its gradient formed on the way, and logp [N] detached."""
+        return linear_loss(hidden_ND, *self.weights(), target_N, coefficient_N, self.shape)
+
+
+def possible_shapes(config: Any) -> list[LogitShape]:
+    """Every reading of what the configuration says about logits, the likeliest first."""
+    text = config.get_text_config()
+    scales = [1 / value for name in DIVISORS if (value := _number(text, name))]
+    scales += [value for name in MULTIPLIERS if (value := _number(text, name))]
+    caps = [value for name in SOFTCAPS if (value := _number(text, name))]
+    return [LogitShape(scale, cap) for scale, cap in product([*scales, 1.0], [*caps, None])]
+
+
+def _number(config: Any, name: str) -> float | None:
+    value = getattr(config, name, None)
+    return float(value) if isinstance(value, int | float) and value else None

@@ -1,0 +1,85 @@
+"""A model that is ready to answer: a base model, or a run with what it trained."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+from luthier.config.load import load_config
+from luthier.data.chat import ChatTemplate
+from luthier.errors import ModelError
+from luthier.models.adapter_files import attach_adapter
+from luthier.models.device import pick_device, pick_dtype
+from luthier.models.load import load_model, load_tokenizer, resolve_model
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model with all that is needed to talk to it."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerFast
+    template: ChatTemplate | None
+    """None for a model without a chat template."""
+    eos_token_ids: tuple[int, ...]
+
+
+def load_for_inference(
+    name: str, *, adapter: bool = True, device: str = "auto", dtype: str = "auto", offline: bool = False
+) -> Loaded:
+    """The model called `name`: a run's folder, an adapter's folder, or anything `model:` takes in a config.
+
+    Args:
+        name: what to load.
+        adapter: False loads a run's base model without what was trained.
+        device, dtype: as `model.device` and `model.dtype` in a config.
+        offline: refuse the network.
+    """
+    path = Path(name)
+    template_args = {}
+    adapter_folder: Path | None = None
+    tokenizer_name = base = name
+    if (path / "config.yaml").is_file():
+        config = load_config(path / "config.yaml")
+        template_args, offline = config.data.template_args, offline or config.offline
+        base = config.model.name
+        if (path / "adapter").is_dir():
+            adapter_folder = path / "adapter"
+            tokenizer_name = str(adapter_folder)
+        elif (path / "model").is_dir():
+            tokenizer_name = base = str(path / "model") if adapter else base
+        else:
+            raise ModelError(f"run {name} has neither adapter/ nor model/: it has not finished. Continue it with --resume.")
+    elif (path / "adapter_config.json").is_file():
+        adapter_folder = path
+        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+    where = pick_device(device)
+    model = load_model(resolve_model(base, offline=offline), pick_dtype(dtype, where), where)
+    if adapter_folder is not None and adapter:
+        attach_adapter(model, adapter_folder)
+    tokenizer = _tokenizer(tokenizer_name, base, offline)
+    template = ChatTemplate(tokenizer, template_args=template_args) if tokenizer.chat_template else None
+    return Loaded(model, tokenizer, template, stop_ids(model, tokenizer))
+
+
+def _tokenizer(name: str, base: str, offline: bool) -> PreTrainedTokenizerFast:
+    """The adapter's own tokenizer where it was saved with one, the base model's otherwise."""
+    own = Path(name)
+    if own.is_dir() and (own / "tokenizer_config.json").is_file():
+        return load_tokenizer_folder(own)
+    return load_tokenizer(base, offline=offline)
+
+
+def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder that need not hold a model."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """Tokens that end an answer: those of the generation config, and the tokenizer's end of sequence."""
+    stop = model.generation_config.eos_token_id if model.generation_config else None
+    ids = stop if isinstance(stop, list) else [stop]
+    return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)}))

@@ -1,0 +1,101 @@
+"""From a model's name to its weights and tokenizer: a folder, a hub id, a GGUF file or a demo name."""
+
+import re
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+
+from luthier.errors import ModelError
+from luthier.models import demo
+from luthier.models.gguf import convert_gguf
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
+
+
+def resolve_model(name: str, *, revision: str | None = None, offline: bool = False) -> Path:
+    """The local folder with the model called `name`, in Hugging Face's layout. GGUF files are unpacked once.
+
+    Raises:
+        ModelError: nothing is found under that name, or it would have to be downloaded though `offline` is set.
+    """
+    if name.startswith(demo.PREFIX):
+        return convert_gguf(demo.require(name))
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return convert_gguf(path)
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise ModelError(f"model {name}: the folder has no config.json, so it is not a model in Hugging Face's layout.")
+        return path
+    if path.exists():
+        raise ModelError(f"model {name} is a file, but not a .gguf. Give a folder, a hub id, a .gguf file or a demo: name.")
+    if HUB_ID.fullmatch(name) and not path.parent.is_dir():
+        return _from_hub(name, revision, offline)
+    raise ModelError(f"model {name}: there is no such folder or file{_neighbours(path)}, and it is not a hub id (owner/name).")
+
+
+def _neighbours(path: Path) -> str:
+    if not path.parent.is_dir():
+        return ""
+    near = get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], 1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
+
+
+def _from_hub(name: str, revision: str | None, offline: bool) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=HUB_FILES, local_files_only=offline)
+        )
+    except LocalEntryNotFoundError as error:
+        why = "offline is set" if offline else "the hub cannot be reached"
+        raise ModelError(
+            f"model {name} is not in the local hub cache and {why}. "
+            "Give a local folder, or download it once on a machine with network."
+        ) from error
+    except (HfHubHTTPError, OSError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(f"model {name} could not be fetched from the hub: {reason}") from error
+
+
+def load_tokenizer(
+    name: str, *, revision: str | None = None, offline: bool = False
+) -> PreTrainedTokenizerFast:
+    """The model's tokenizer.
+
+    Raises:
+        ModelError: it has none, or none that can say where in the text each token stands.
+    """
+    folder = resolve_model(name, revision=revision, offline=offline)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise ModelError(f"model {name}: its tokenizer cannot be loaded ({_first_line(error)}).") from error
+    if not tokenizer.is_fast:
+        raise ModelError(
+            f"model {name}: its tokenizer {type(tokenizer).__name__} cannot give the position of each token in the "
+            "text, which the exact training mask needs. Convert it to a tokenizer.json."
+        )
+    return tokenizer
+
+
+def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+    """The causal language model in `folder`, in evaluation mode.
+
+    Raises:
+        ModelError: transformers cannot build it.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    except (ValueError, OSError, KeyError, RuntimeError) as error:
+        raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,99 @@
+"""A model as a function from a batch to the log-probabilities of its predictions.
+
+Three layouts, chosen by what the model can do (tripwire.py), with the same numbers:
+
+- packed: the whole forest in one stream, attention over segments, chunked head. The fast path.
+- rows: one document at a time, chunked head; for models whose layers mix neighbouring tokens (recurrent ones).
+- plain: one document at a time through the model's own logits; for models with a head of their own making.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.data.batch import Batch
+from luthier.kernels.attention import Forest
+from luthier.kernels.logprob import LogitShape
+from luthier.models import compat
+from luthier.models.heads import OutputHead
+
+Layout = Literal["packed", "rows", "plain"]
+
+
+class Policy(nn.Module):
+    """Scores the predictions of a batch with a causal language model.
+
+    Args:
+        model: any causal LM of transformers. Its attention is set to Luthier's for the packed layout.
+        layout: how documents go through it.
+        shape: what the model does to its logits.
+    """
+
+    def __init__(self, model: PreTrainedModel, layout: Layout = "packed", shape: LogitShape | None = None):
+        super().__init__()
+        self.model, self.layout = model, layout
+        self.head = OutputHead(model, shape or LogitShape())
+        if layout == "packed":
+            compat.use_forest_attention(model)
+
+    @property
+    def shares_prefixes(self) -> bool:
+        """Whether a segment with several children is computed once."""
+        return self.layout == "packed"
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Log-probability of every prediction, [N], in fp32."""
+        if self.layout == "plain":
+            return self._plain_logprobs(batch)
+        return self.head.logprobs(self._hidden(batch), batch.target_N)
+
+    def linear_loss(self, batch: Batch, coefficient_N: Tensor) -> tuple[Tensor, Tensor]:
+        """Σ coefficient · logp, differentiable, and logp [N] detached; cheaper than `forward` for such losses."""
+        if self.layout == "plain":
+            logp_N = self._plain_logprobs(batch)
+            return (coefficient_N * logp_N).sum(), logp_N.detach()
+        return self.head.linear_loss(self._hidden(batch), batch.target_N, coefficient_N)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        """Hidden state that makes each prediction, [N, D]."""
+        backbone = self.model.base_model
+        if self.layout == "packed":
+            forest = Forest(tuple(batch.starts_S1.tolist()), tuple(batch.parent_S.tolist()))
+            hidden_TD = backbone(
+                input_ids=batch.tokens_T[None],
+                position_ids=batch.positions_T[None],
+                use_cache=False,
+                forest=forest,
+            ).last_hidden_state[0]
+            return hidden_TD.index_select(0, batch.source_N)
+        pieces = []
+        for tokens_P, source_M in self._documents(batch):
+            hidden_PD = backbone(input_ids=tokens_P[None], use_cache=False).last_hidden_state[0]
+            pieces.append(hidden_PD.index_select(0, source_M))
+        return torch.cat(pieces)[self._order(batch)]
+
+    def _plain_logprobs(self, batch: Batch) -> Tensor:
+        pieces = []
+        for tokens_P, source_M in self._documents(batch):
+            logits_PV = self.model(input_ids=tokens_P[None], use_cache=False).logits[0]
+            logits_MV = logits_PV.index_select(0, source_M)
+            accumulate = torch.promote_types(logits_MV.dtype, torch.float32)
+            pieces.append(torch.log_softmax(logits_MV, -1, dtype=accumulate))
+        logp_NV = torch.cat(pieces)[self._order(batch)]
+        return logp_NV.gather(1, batch.target_N[:, None])[:, 0]
+
+    def _documents(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
+        """For each sequence the tokens from its root on, [P], and where in them its predictions start from, [M]."""
+        starts = batch.starts_S1.tolist()
+        documents = []
+        for number, path in enumerate(batch.paths()):
+            index_P = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in path]).to(batch.tokens_T.device)
+            source_M = torch.searchsorted(index_P, batch.source_N[batch.sequence_N == number])
+            documents.append((batch.tokens_T[index_P], source_M))
+        return documents
+
+    def _order(self, batch: Batch) -> Tensor:
+        """Puts predictions gathered sequence by sequence back in the batch's order."""
+        return torch.argsort(torch.argsort(batch.sequence_N, stable=True))

@@ -1,0 +1,44 @@
+"""How the learning rate moves: a pure function of the step, so that there is no state to save.
+
+Warm-up rises linearly from 1/warm-up to 1; then `constant` stays, `linear` and `cosine` fall to `min_ratio`
+at the last step, and `wsd` (warm-up, stable, decay; arXiv:2404.06395) stays and falls linearly over the last
+`decay_ratio` of all steps.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Factor on the peak learning rate for each step, counted from 0."""
+
+    name: str
+    total_steps: int
+    warmup_steps: int = 0
+    min_ratio: float = 0.0
+    decay_ratio: float = 0.2
+
+    def __call__(self, step: int) -> float:
+        """The factor at `step`; steps after the last keep the last factor."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        # 0 at the first step after warm-up, 1 at the last step of all
+        span = max(1, self.total_steps - 1 - self.warmup_steps)
+        progress = min(1.0, (step - self.warmup_steps) / span)
+        return self.min_ratio + (1 - self.min_ratio) * SHAPES[self.name](progress, self)
+
+
+def _wsd(progress: float, schedule: Schedule) -> float:
+    after_warmup = max(1, schedule.total_steps - schedule.warmup_steps)
+    decay = min(1.0, schedule.decay_ratio * schedule.total_steps / after_warmup)
+    return min(1.0, (1 - progress) / decay)
+
+
+SHAPES: dict[str, Callable[[float, Schedule], float]] = {
+    "constant": lambda progress, schedule: 1.0,
+    "linear": lambda progress, schedule: 1 - progress,
+    "cosine": lambda progress, schedule: 0.5 * (1 + math.cos(math.pi * progress)),
+    "wsd": _wsd,
+}

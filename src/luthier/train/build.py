@@ -1,0 +1,171 @@
+"""From a config to the objects of a run: the only place where settings become things."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+import luthier.methods
+import luthier.optim
+from luthier.config.plugins import load_plugin
+from luthier.config.tree import Config
+from luthier.data.chat import ChatTemplate
+from luthier.data.ledger import Ledger
+from luthier.data.loader import Dataset, StepSource, hold_out
+from luthier.data.prepare import TokenDataset, prepare
+from luthier.errors import ConfigError, DataError
+from luthier.methods.base import Method
+from luthier.models.device import pick_device, pick_dtype
+from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.lora import LoraReport, apply_lora
+from luthier.models.tripwire import choose_policy
+from luthier.optim.schedules import Schedule
+from luthier.parallel.cluster import Cluster
+from luthier.places import cache_folder
+from luthier.train.loop import Trainer
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Data:
+    """The rows of a run, tokenised, and what became of each."""
+
+    train: Dataset
+    held_out: Dataset | None
+    ledgers: dict[str, Ledger]
+
+
+def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    """The model's own chat template, or the one that `data.template` names."""
+    source = None
+    if config.data.template is not None:
+        try:
+            source = Path(config.data.template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"data.template {config.data.template} cannot be read: {error}") from error
+        tokenizer.chat_template = source  # so that it is saved with what is trained
+    return ChatTemplate(tokenizer, source, config.data.template_args)
+
+
+def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Say) -> Data:
+    """Reads, renders and tokenises the rows. The main rank goes first, so that the others find the cache."""
+
+    def tokens(paths: list[str], what: str) -> TokenDataset:
+        def progress(rows: int) -> None:
+            say(f"{what}: {rows} rows read")
+
+        return prepare(
+            paths,
+            template,
+            max_length=config.max_length,
+            overlong=config.data.overlong,
+            max_drop_fraction=config.data.max_drop_fraction,
+            cache_folder=cache_folder("tokens") if config.data.cache else None,
+            progress=progress if cluster.is_main else None,
+        )
+
+    if not cluster.is_main:
+        cluster.barrier()
+    train = tokens(config.data.path, "data.path")
+    eval_path = config.data.eval_path
+    evaluated = tokens(eval_path, "data.eval_path") if eval_path else None
+    if cluster.is_main:
+        cluster.barrier()
+    ledgers = {"train": train.ledger} | ({"eval": evaluated.ledger} if evaluated else {})
+    if config.data.eval_rows == 0:
+        return Data(train, evaluated, ledgers)
+    if config.data.eval_rows >= len(train):
+        raise DataError(
+            f"data.eval_rows is {config.data.eval_rows}, but only {len(train)} rows can be used; "
+            "lower it, so that rows are left to learn from"
+        )
+    kept, held_out = hold_out(train, config.data.eval_rows, config.seed)
+    return Data(kept, held_out, ledgers)
+
+
+def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer, list[str]]:
+    """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be."""
+    torch.manual_seed(config.seed)
+    if config.train.threads:
+        torch.set_num_threads(config.train.threads)
+    device = pick_device(config.model.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", cluster.local_rank)
+    dtype = pick_dtype(config.model.dtype, device)
+    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    choice = choose_policy(load_model(folder, dtype, device), config.model.packing)
+    policy = choice.policy
+    notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
+    notes.append(_adapt(config, policy.model))
+    trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    for _, parameter in trained:
+        parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
+
+    source = StepSource(
+        data.train,
+        tokens_per_step=config.train.tokens_per_step,
+        micro_tokens=config.train.micro_tokens,
+        seed=config.seed,
+        rank=cluster.rank,
+        world=cluster.world,
+    )
+    total_steps = source.total_steps(config.train.epochs, config.train.steps)
+    trainer = Trainer(
+        policy,
+        build_method(config),
+        source,
+        _plugin(luthier.optim, config.optim.name, config.optim.options).build(trained, config.learning_rate),
+        _schedule(config, total_steps),
+        cluster,
+        max_grad_norm=config.train.max_grad_norm,
+    )
+    num_all = sum(p.numel() for p in policy.parameters())
+    num_trained = sum(p.numel() for _, p in trained)
+    notes.append(f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}")
+    return trainer, notes
+
+
+def build_method(config: Config) -> Method:
+    """The method with its settings."""
+    return _plugin(luthier.methods, config.method.name, config.method.options)
+
+
+def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
+    """A method or an optimizer by the name of its file."""
+    return load_plugin(package, name)(**options)
+
+
+def _adapt(config: Config, model: torch.nn.Module) -> str:
+    """Puts adapters into the model, or opens all of its weights; says which."""
+    lora = config.lora
+    if lora is None:
+        model.requires_grad_(True)
+        return "full fine-tuning"
+    report: LoraReport = apply_lora(
+        model,  # pyright: ignore[reportArgumentType]
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        rslora=lora.rslora,
+        target=lora.target,
+        modules_to_save=lora.modules_to_save,
+        generator=torch.Generator().manual_seed(config.seed),
+    )
+    return f"LoRA rank {lora.rank} on {len(report.targets)} layers"
+
+
+def _schedule(config: Config, total_steps: int) -> Schedule:
+    section = config.schedule
+    ratio = 0.03 if section.warmup_ratio is None else section.warmup_ratio
+    warmup = section.warmup_steps if section.warmup_steps is not None else round(ratio * total_steps)
+    if warmup >= total_steps > 1 and section.warmup_steps is not None:
+        raise ConfigError(
+            f"schedule.warmup_steps is {warmup}, but the run has only {total_steps} steps, so the learning rate "
+            "would never reach its peak. Lower it, or train longer."
+        )
+    return Schedule(section.name, total_steps, warmup, section.min_ratio, section.decay_ratio)

@@ -1,0 +1,104 @@
+"""Checkpoints: all that a run needs to go on bit for bit, written whole or not at all.
+
+A checkpoint holds the trained weights (an adapter in PEFT's format, or a model folder) and `trainer.pt`:
+optimizer, progress and the random state of every rank. The position in the data is a function of the step.
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from transformers import PreTrainedModel
+
+from luthier.errors import RunError
+from luthier.models.adapter_files import load_adapter, save_adapter
+from luthier.models.lora import adapters
+from luthier.runs.atomic import atomic_folder, atomic_remove
+from luthier.runs.folder import RunFolder
+from luthier.train.loop import Trainer
+from luthier.train.progress import Progress
+
+STATE = "trainer.pt"
+
+
+def save_checkpoint(trainer: Trainer, folder: RunFolder | None, base_name: str) -> Path | None:
+    """Writes the checkpoint of the current step. Every rank takes part; the main one, which has a folder, writes."""
+    states = trainer.cluster.gather(_random_state())
+    path = None
+    if folder is not None:
+        path = folder.checkpoint(trainer.progress.step)
+        with atomic_folder(path) as partial:
+            save_weights(trainer.policy.model, partial, base_name)
+            state = {
+                "optimizer": trainer.optimizer.state_dict(),
+                "progress": asdict(trainer.progress),
+                "random": states,
+            }
+            torch.save(state, partial / STATE)
+    trainer.cluster.barrier()
+    return path
+
+
+def load_checkpoint(trainer: Trainer, path: Path) -> None:
+    """Puts weights, optimizer, progress and random state back as they were when `path` was saved.
+
+    Raises:
+        RunError: the checkpoint cannot be read, or was saved by another number of processes.
+    """
+    try:
+        state = torch.load(path / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise RunError(f"checkpoint {path} cannot be read ({error}). Remove that folder to use the one before.") from error
+    if len(state["random"]) != trainer.cluster.world:
+        raise RunError(
+            f"checkpoint {path} was saved by {len(state['random'])} processes and this run has "
+            f"{trainer.cluster.world}; a bit-for-bit resume needs as many. Start it with that number."
+        )
+    load_weights(trainer.policy.model, path)
+    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.progress = Progress(**state["progress"])
+    _set_random_state(state["random"][trainer.cluster.rank])
+
+
+def save_weights(model: PreTrainedModel, folder: Path, base_name: str) -> None:
+    """What was trained: the adapter if there is one, all weights otherwise."""
+    if adapters(model):
+        save_adapter(model, folder, base_name=base_name)
+    else:
+        model.save_pretrained(folder)
+
+
+def load_weights(model: PreTrainedModel, folder: Path) -> None:
+    """Reads back what `save_weights` wrote, into the same model."""
+    if adapters(model):
+        load_adapter(model, folder)
+        return
+    saved: dict[str, torch.Tensor] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        saved.update(load_file(file))
+    missing = model.load_state_dict(saved, strict=False).missing_keys
+    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
+    if lost := sorted(set(missing) - tied):
+        raise RunError(f"checkpoint {folder} lacks weights of this model: {', '.join(lost[:5])}.")
+
+
+def prune_checkpoints(folder: RunFolder, keep: int, best_step: int) -> None:
+    """Removes all but the newest `keep` checkpoints and the best one."""
+    for step in folder.saved_steps()[:-keep]:
+        if step != best_step:
+            atomic_remove(folder.checkpoint(step))
+
+
+def _random_state() -> dict[str, Any]:
+    state: dict[str, Any] = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])

@@ -1,0 +1,82 @@
+"""What happens after a step: logging, evaluation, early stop, checkpoints. Plain callables, called in order."""
+
+from collections.abc import Callable
+
+from luthier.runs import audit
+from luthier.runs.folder import RunFolder
+from luthier.runs.metrics import MetricsWriter
+from luthier.runs.progress import TrainProgress
+from luthier.train.checkpoint import prune_checkpoints, save_checkpoint
+from luthier.train.loop import Trainer
+from luthier.train.progress import Report
+
+
+def log_steps(writer: MetricsWriter, progress: TrainProgress, gpu_memory: Callable[[], str]) -> Callable[[Trainer, Report], None]:
+    """A row in `metrics.jsonl` and a tick of the progress display for every step. For the main rank only."""
+
+    def hook(trainer: Trainer, report: Report) -> None:
+        writer.write("train", report.step, report.values)
+        progress.step(report.values, gpu=gpu_memory())
+
+    return hook
+
+
+class EvaluateLoss:
+    """Evaluates every `every` steps and after the last, remembers the best, and stops when it stays away.
+
+    Args:
+        evaluate: the held-out loss and metrics; every rank takes part.
+        every: steps between evaluations; None: only after the last.
+        patience: evaluations without a better loss before the run stops; None: never.
+        tell: called with the step and the values on the main rank.
+    """
+
+    def __init__(
+        self,
+        evaluate: Callable[[], dict[str, float]],
+        every: int | None,
+        patience: int | None,
+        tell: Callable[[int, dict[str, float]], None],
+    ):
+        self.evaluate, self.every, self.patience, self.tell = evaluate, every, patience, tell
+
+    def __call__(self, trainer: Trainer, report: Report) -> None:
+        last = report.step == trainer.schedule.total_steps
+        if not last and (self.every is None or report.step % self.every):
+            return
+        values = self.evaluate()
+        if not values:
+            return
+        if trainer.cluster.is_main:
+            self.tell(report.step, values)
+        progress = trainer.progress
+        if progress.best_loss is None or values["loss"] < progress.best_loss:
+            progress.best_loss, progress.best_step, progress.bad_evaluations = values["loss"], report.step, 0
+            return
+        progress.bad_evaluations += 1
+        if self.patience and progress.bad_evaluations >= self.patience and not last:
+            trainer.stopping = (
+                f"no better evaluation loss than {progress.best_loss:.4f} (step {progress.best_step}) "
+                f"in {progress.bad_evaluations} evaluations"
+            )
+
+
+class SaveCheckpoints:
+    """Saves every `every` steps and whenever an evaluation was the best so far; keeps the newest and the best."""
+
+    def __init__(self, folder: RunFolder | None, base_name: str, every: int | None, keep: int):
+        self.folder, self.base_name, self.every, self.keep = folder, base_name, every, keep
+
+    def __call__(self, trainer: Trainer, report: Report) -> None:
+        due = self.every is not None and report.step % self.every == 0
+        if due or trainer.progress.best_step == report.step:
+            self.save(trainer)
+
+    def save(self, trainer: Trainer) -> None:
+        """Saves the current step. Every rank takes part."""
+        path = save_checkpoint(trainer, self.folder, self.base_name)
+        if self.folder is not None and path is not None:
+            step = trainer.progress.step
+            audit.append(self.folder.audit, "checkpoint", {"step": step, "path": f"checkpoints/{path.name}"})
+            self.folder.set_status("running", step=step, num_steps=trainer.schedule.total_steps)
+            prune_checkpoints(self.folder, self.keep, trainer.progress.best_step)

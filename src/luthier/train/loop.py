@@ -1,0 +1,139 @@
+"""The training loop. Every method, every model and every cluster goes through it.
+
+One step: count the units that the step's micro-batches hold on all ranks together, then run each one forward
+and backward with its summed loss divided by that count. The gradient is that of the mean over the whole step,
+however it was cut into micro-batches and ranks.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.data.loader import StepSource
+from luthier.errors import RunError
+from luthier.methods.base import Method, Scores
+from luthier.models.policy import Policy
+from luthier.optim.schedules import Schedule
+from luthier.parallel.cluster import Cluster
+from luthier.train.nonfinite import explain_nonfinite
+from luthier.train.progress import Progress, Report
+
+
+Hook = Callable[["Trainer", Report], None]
+
+
+class Trainer:
+    """Runs `method` on `policy` over the steps of `source`.
+
+    Args:
+        policy: maps a batch to the log-probabilities of its predictions.
+        method: turns these into a loss.
+        source: the micro-batches of each optimizer step.
+        schedule: factor on each group's `lr` at each step; its `total_steps` end the run.
+        hooks: called in order after every step: logging, evaluation, checkpoints.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        method: Method,
+        source: StepSource,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        cluster: Cluster,
+        *,
+        max_grad_norm: float | None = 1.0,
+        hooks: Sequence[Hook] = (),
+    ):
+        self.policy, self.method, self.source = policy, method, source
+        self.optimizer, self.schedule, self.cluster = optimizer, schedule, cluster
+        self.max_grad_norm, self.hooks = max_grad_norm, list(hooks)
+        self.parameters = [p for p in policy.parameters() if p.requires_grad]
+        self.device = self.parameters[0].device
+        self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
+        self.progress = Progress()
+        self.stopping = ""  # a hook's reason to stop, the same on every rank
+        self.interrupted = ""  # the signal that asks this rank to stop
+
+    def run(self) -> Progress:
+        """Trains until the schedule ends or something asks to stop."""
+        while self.progress.step < self.schedule.total_steps and not self._agreed_to_stop():
+            self.policy.train()
+            report = self.step(self.source.step(self.progress.step))
+            for hook in self.hooks:
+                hook(self, report)
+        return self.progress
+
+    def step(self, micro_batches: list[Batch]) -> Report:
+        """One optimizer step over this rank's micro-batches."""
+        start = time.perf_counter()
+        units, tokens = self._count(micro_batches)
+        totals = dict.fromkeys(("loss", *self.method.metrics), torch.zeros((), device=self.device))
+        for batch in micro_batches:
+            loss, metrics = self.loss(batch.to(self.device))
+            (loss / units).backward()
+            for name, value in {"loss": loss.detach(), **metrics}.items():
+                totals[name] = totals[name] + value
+        self.cluster.reduce_gradients(self.parameters)
+        values = self._means(totals, units)
+        values["grad_norm"] = self._clip()
+        if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
+            explain_nonfinite(self, micro_batches, values)
+        values["lr"] = self._update()
+
+        elapsed = time.perf_counter() - start
+        self.progress.step += 1
+        self.progress.tokens += int(tokens)
+        self.progress.targets += units
+        self.progress.seconds += elapsed
+        return Report(self.progress.step, values | {"tokens": tokens, "tokens_per_second": tokens / elapsed})
+
+    def interrupt(self, reason: str) -> None:
+        """Asks to stop after the step under way."""
+        self.interrupted = reason
+
+    def _agreed_to_stop(self) -> bool:
+        """Whether to stop before the next step. All ranks leave at the same one, whichever got the signal."""
+        if self.cluster.sum([bool(self.interrupted)])[0] > 0:
+            self.interrupted = self.interrupted or "another rank was interrupted"
+        return bool(self.stopping or self.interrupted)
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's summed loss on one batch, by the cheaper head where the method allows it."""
+        coefficient_N = self.method.coefficients(batch)
+        if coefficient_N is None:
+            return self.method.loss(Scores(self.policy(batch)), batch)
+        loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
+        return loss, self.method.loss(Scores(logp_N), batch)[1]
+
+    def _count(self, micro_batches: list[Batch]) -> tuple[float, float]:
+        """Units and tokens of this step on all ranks together, counted before any forward pass."""
+        mine = [sum(map(self.method.count, micro_batches)), sum(batch.num_tokens for batch in micro_batches)]
+        units, tokens = self.cluster.sum(mine)
+        if units == 0:
+            raise RunError(
+                f"step {self.progress.step + 1} has nothing to learn from: none of its {tokens:.0f} tokens is a "
+                "target. Look at the rows with `luthier data inspect`."
+            )
+        return units, tokens
+
+    def _means(self, totals: dict[str, Tensor], units: float) -> dict[str, float]:
+        """Each total over all ranks, divided by the count. The step's one wait for the device."""
+        summed = self.cluster.sum(torch.stack([value.detach() for value in totals.values()]).tolist())
+        return {name: value / units for name, value in zip(totals, summed, strict=True)}
+
+    def _clip(self) -> float:
+        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
+        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+
+    def _update(self) -> float:
+        factor = self.schedule(self.progress.step)
+        for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self.peak_lrs[0] * factor

@@ -1,0 +1,238 @@
+"""The life of a run: folder, data, model, answers before, training, answers after, files, report."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from luthier.config.dump import dump_config
+from luthier.config.tree import Config
+from luthier.data.loader import in_order
+from luthier.data.sources import list_files
+from luthier.errors import Interrupted, LuthierError, RunError
+from luthier.evaluate.loss import evaluate_loss
+from luthier.models.load import load_tokenizer
+from luthier.parallel.cluster import Cluster, join_cluster
+from luthier.runs import audit
+from luthier.runs.atomic import atomic_folder
+from luthier.runs.environment import describe_environment
+from luthier.runs.folder import RunFolder, default_name
+from luthier.runs.metrics import MetricsWriter
+from luthier.runs.progress import TrainProgress
+from luthier.runs.report import write_report
+from luthier.train.build import Data, Say, build_data, build_template, build_trainer
+from luthier.train.checkpoint import load_checkpoint, load_weights, save_weights
+from luthier.train.examine import Examiner
+from luthier.train.hooks import EvaluateLoss, SaveCheckpoints, log_steps
+from luthier.train.loop import Trainer
+from luthier.train.resume import check_same_config, find_run_to_resume
+from luthier.train.signals import stop_on_signals
+
+
+@dataclass(frozen=True)
+class Result:
+    """Where a finished run lies, and what it reached."""
+
+    folder: Path
+    """The run's folder."""
+    trained: Path
+    """The adapter, or the model, in it."""
+    report: Path
+    """The report, one HTML file."""
+    eval_loss: float | None
+    """The best evaluation loss; None without held-out rows."""
+    before: dict[str, float]
+    """Metrics of answers before training, if `eval.metrics` names any."""
+    after: dict[str, float]
+    """The same after training."""
+
+
+def run(config: Config, *, resume: bool = False, allow_changes: bool = False, say: Say = print) -> Result:
+    """Trains as the config says and leaves a folder that describes itself.
+
+    Args:
+        config: the whole tree.
+        resume: continue from the run's last checkpoint instead of starting anew.
+        allow_changes: resume although the config is not the one the run was started with.
+        say: told in a sentence what happens; on the main rank only.
+
+    Raises:
+        LuthierError: the input is wrong, or the run failed; its folder says so too.
+        Interrupted: SIGINT or SIGTERM came; a whole checkpoint was saved.
+    """
+    on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
+    cluster = join_cluster("cuda" if on_gpu else "cpu")
+    say = say if cluster.is_main else _say_nothing
+    try:
+        folder = _open_folder(config, resume, allow_changes, cluster)
+        with _ending_in_status(folder, cluster):
+            return _execute(config, folder, cluster, resume, say)
+    finally:
+        cluster.close()
+
+
+def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, say: Say) -> Result:
+    """Everything between the folder's first file and its last."""
+    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, offline=config.offline)
+    data = build_data(config, build_template(config, tokenizer), cluster, say)
+    for name, ledger in data.ledgers.items():
+        say(f"{name} data: {ledger.summary()}")
+    if cluster.is_main:
+        _describe(folder, config, data, resume)
+    trainer, notes = build_trainer(config, data, cluster)
+    for note in notes:
+        say(note)
+
+    held_out = data.held_out if cluster.is_main else None
+    examiner = Examiner(config, trainer.policy.model, tokenizer, held_out)
+    steps = folder.saved_steps() if resume else []
+    if steps:
+        load_checkpoint(trainer, folder.checkpoint(steps[-1]))
+        say(f"continuing after step {steps[-1]} of {trainer.schedule.total_steps}")
+    with MetricsWriter(folder.metrics) as writer:
+        if cluster.is_main and resume:
+            writer.truncate_after(trainer.progress.step if steps else -1)
+        before = {}
+        if cluster.is_main and not steps:
+            before = examiner.examine("before", 0, folder, writer, say)
+        cluster.barrier()
+        _train(config, folder, trainer, data, writer, say)
+        _take_best(trainer, folder, say)
+        trained = _save_trained(config, folder, trainer, tokenizer) if cluster.is_main else folder.path
+        after = examiner.examine("after", trainer.progress.step, folder, writer, say) if cluster.is_main else {}
+    if cluster.is_main:
+        files = [path for path in trained.iterdir() if path.is_file()]
+        audit.append(folder.audit, "files", {"files": audit.hash_files(folder.path, files)})
+        audit.append(folder.audit, "finished")
+        folder.set_status("done", step=trainer.progress.step, num_steps=trainer.schedule.total_steps)
+        write_report(folder)
+    cluster.barrier()
+    return Result(folder.path, trained, folder.report, trainer.progress.best_loss, before, after)
+
+
+def _train(
+    config: Config, folder: RunFolder, trainer: Trainer, data: Data, writer: MetricsWriter, say: Say
+) -> None:
+    """Runs the loop with its hooks; saves a whole checkpoint when it is interrupted."""
+    cluster, device = trainer.cluster, trainer.device
+    progress = TrainProgress(trainer.schedule.total_steps, first_step=trainer.progress.step)
+
+    def held_out_loss() -> dict[str, float]:
+        if data.held_out is None:
+            return {}
+        batches = in_order(data.held_out, config.train.micro_tokens, cluster.rank, cluster.world)
+        return evaluate_loss(trainer.policy, trainer.method, batches, cluster, device)
+
+    def tell(step: int, values: dict[str, float]) -> None:
+        writer.write("eval", step, values)
+        progress.evaluated(values["loss"])
+
+    own = folder if cluster.is_main else None
+    saver = SaveCheckpoints(own, config.model.name, config.checkpoint.every, config.checkpoint.keep)
+    if own is not None:
+        trainer.hooks.append(log_steps(writer, progress, lambda: _gpu_memory(device)))
+    trainer.hooks += [EvaluateLoss(held_out_loss, config.eval.every, config.eval.patience, tell), saver]
+    with stop_on_signals(trainer.interrupt):
+        if own is not None:
+            with progress:
+                trainer.run()
+        else:
+            trainer.run()
+        if trainer.interrupted:
+            saver.save(trainer)
+            raise Interrupted(
+                f"{trainer.interrupted}: stopped after step {trainer.progress.step} of "
+                f"{trainer.schedule.total_steps} and saved it. Continue with: "
+                f"luthier train {folder.path} --resume"
+            )
+    if trainer.stopping:
+        say(f"stopped early: {trainer.stopping}")
+    if trainer.progress.step not in folder.saved_steps():
+        saver.save(trainer)
+
+
+def _take_best(trainer: Trainer, folder: RunFolder, say: Say) -> None:
+    """Goes back to the weights of the best evaluation, if later ones were worse."""
+    best = trainer.progress.best_step
+    if best and best != trainer.progress.step and best in folder.saved_steps():
+        load_weights(trainer.policy.model, folder.checkpoint(best))
+        say(f"taking the weights of step {best}, the best by evaluation loss")
+
+
+def _save_trained(
+    config: Config, folder: RunFolder, trainer: Trainer, tokenizer: PreTrainedTokenizerFast
+) -> Path:
+    """Writes `adapter/` or `model/` with tokenizer and chat template."""
+    target = folder.adapter if config.lora else folder.model
+    with atomic_folder(target) as partial:
+        save_weights(trainer.policy.model, partial, config.model.name)
+        tokenizer.save_pretrained(partial)
+    return target
+
+
+def _describe(folder: RunFolder, config: Config, data: Data, resume: bool) -> None:
+    """Writes down what goes into the run, before anything can fail."""
+    files = list_files([*config.data.path, *(config.data.eval_path or [])])
+    folder.write_json(folder.ledger, {name: ledger.to_json() for name, ledger in data.ledgers.items()})
+    folder.write_json(folder.environment, describe_environment())
+    detail = {"config": audit.hash_file(folder.config), "data": {f.name: audit.hash_file(f) for f in files}}
+    audit.append(folder.audit, "resumed" if resume else "started", detail)
+
+
+def _open_folder(config: Config, resume: bool, allow_changes: bool, cluster: Cluster) -> RunFolder:
+    """The run's folder, made or opened by the main rank; every rank learns where it is, or the error."""
+    outcome: RunFolder | LuthierError | None = None
+    if cluster.is_main:
+        try:
+            outcome = _resumed(config, allow_changes) if resume else _created(config)
+        except LuthierError as error:
+            outcome = error
+    outcome = cluster.gather(outcome)[0]
+    if isinstance(outcome, LuthierError):
+        raise outcome
+    assert outcome is not None
+    return outcome
+
+
+def _created(config: Config) -> RunFolder:
+    name = config.run.name or default_name(config.method.name, config.model.name, datetime.now())
+    named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    return RunFolder.create(config.run.root, name, config_yaml=dump_config(named))
+
+
+def _resumed(config: Config, allow_changes: bool) -> RunFolder:
+    path = find_run_to_resume(config)
+    check_same_config(config, RunFolder.open(path), allow_changes)
+    folder = RunFolder.resume(path)
+    return folder
+
+
+@contextmanager
+def _ending_in_status(folder: RunFolder, cluster: Cluster) -> Iterator[None]:
+    """Whatever ends the run early is written into its folder before it goes on to the caller."""
+    try:
+        yield
+    except BaseException as error:
+        if cluster.is_main:
+            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+            message = str(error) or type(error).__name__
+            try:
+                folder.set_status("interrupted" if stopped else "failed", message=message)
+                audit.append(folder.audit, "interrupted" if stopped else "failed", {"reason": message})
+                if folder.metrics.exists():
+                    write_report(folder)
+            except RunError as second:  # a full disk must not hide the first error
+                error.add_note(f"the run's folder could not be brought up to date either: {second}")
+        raise
+
+
+def _gpu_memory(device: torch.device) -> str:
+    return f"{torch.cuda.max_memory_allocated(device) / 2**30:.1f} GiB" if device.type == "cuda" else ""
+
+
+def _say_nothing(text: str) -> None:
+    """What the other ranks say."""

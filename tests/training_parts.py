@@ -1,0 +1,102 @@
+"""A tiny trainer over rows made up in memory, for tests of the loop."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from luthier.config.plugins import load_plugin
+from luthier.data.batch import Example, Segment
+from luthier.data.loader import StepSource
+from luthier.methods.base import Method
+from luthier.models.lora import apply_lora
+from luthier.models.tripwire import choose_policy
+from luthier.optim.adamw import AdamW
+from luthier.optim.schedules import Schedule
+from luthier.parallel.cluster import Cluster
+from luthier.train.loop import Trainer
+from numpy.typing import NDArray
+from tiny_models import VOCAB, tiny_llama
+from transformers import PreTrainedModel
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Rows:
+    """Examples as a dataset."""
+
+    def __init__(self, examples: Sequence[Example]):
+        self.examples = examples
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.array([len(example) for example in self.examples], dtype=np.int64)
+
+    def example(self, index: int) -> Example:
+        return self.examples[index]
+
+    def where(self, row: int) -> str:
+        return f"rows.jsonl:{row + 1}"
+
+
+def chat_rows(num_rows: int = 24, seed: int = 0, longest: int = 30) -> Rows:
+    """Rows of one segment whose second half is learned."""
+    draw = np.random.default_rng(seed)
+    examples = []
+    for row in range(num_rows):
+        length = int(draw.integers(4, longest))
+        ids = draw.integers(0, VOCAB, length).astype(np.int32)
+        weights = (np.arange(length) >= length // 2).astype(np.float32)
+        examples.append(Example((Segment(ids, weights),), row=row))
+    return Rows(examples)
+
+
+def make_trainer(
+    rows: Rows | None = None,
+    *,
+    method: str = "sft",
+    model: PreTrainedModel | None = None,
+    lora: bool = True,
+    dropout: float = 0.0,
+    steps: int = 8,
+    tokens_per_step: int = 128,
+    micro_tokens: int = 64,
+    lr: float = 1e-2,
+    cluster: Cluster | None = None,
+    optimizer: Callable[[list[torch.nn.Parameter]], torch.optim.Optimizer] | None = None,
+    max_grad_norm: float | None = 1.0,
+) -> Trainer:
+    """A trainer over a tiny model, the same for the same arguments."""
+    import luthier.methods
+
+    cluster = cluster or Cluster()
+    torch.manual_seed(0)
+    policy = choose_policy(model or tiny_llama()).policy
+    if lora:
+        apply_lora(policy.model, rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1))
+    source = StepSource(
+        rows or chat_rows(),
+        tokens_per_step=tokens_per_step,
+        micro_tokens=micro_tokens,
+        rank=cluster.rank,
+        world=cluster.world,
+    )
+    named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
+    built = optimizer([p for _, p in named]) if optimizer else AdamW(weight_decay=0.1).build(named, lr)
+    chosen: Method = load_plugin(luthier.methods, method)()
+    return Trainer(
+        policy, chosen, source, built, Schedule("cosine", steps, 2), cluster, max_grad_norm=max_grad_norm
+    )
+
+
+def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
+    """A copy of everything that is trained."""
+    return {n: p.detach().clone() for n, p in trainer.policy.named_parameters() if p.requires_grad}
+
+
+def method_names() -> list[str]:
+    """Every method there is: a new file is tested by existing."""
+    import luthier.methods
+    from luthier.config.plugins import describe
+
+    return sorted(describe(luthier.methods))
