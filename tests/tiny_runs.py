@@ -5,13 +5,14 @@ import random
 from pathlib import Path
 from typing import Any
 
+from transformers import PreTrainedModel
+
 import luthier
 from chat_samples import CHATML, byte_level
 from luthier.config.tree import Config
 from tiny_models import tiny_llama, tiny_smollm
-from transformers import PreTrainedModel
 
-WORDS = "red green blue one two three small large cat dog bird house river stone".split()
+WORDS = "red green blue one two three small large cat dog bird house river stone".split()  # noqa: SIM905
 
 
 def save_tiny_model(folder: Path, *, tied: bool = True) -> Path:
@@ -49,7 +50,11 @@ def tiny_config(folder: Path, name: str = "run", **changes: Any) -> Config:
         write_chats(folder / "test.jsonl", 10, seed=1)
     values: dict[str, Any] = {
         "model": str(folder / "model"),
-        "data": {"path": str(folder / "train.jsonl"), "eval_path": str(folder / "test.jsonl"), "cache": False},
+        "data": {
+            "path": str(folder / "train.jsonl"),
+            "eval_path": str(folder / "test.jsonl"),
+            "cache": False,
+        },
         "lora": {"rank": 4, "dropout": 0.1},
         "optim": {"lr": 1e-2},
         "train": {"epochs": 2, "tokens_per_step": 512, "tokens_per_micro_batch": 256},

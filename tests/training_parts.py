@@ -5,6 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from transformers import PreTrainedModel
+
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Example, Segment
 from luthier.data.loader import StepSource
@@ -14,10 +17,8 @@ from luthier.models.tripwire import choose_policy
 from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
-from luthier.train.loop import Trainer
-from numpy.typing import NDArray
+from luthier.training.loop import Trainer
 from tiny_models import VOCAB, tiny_llama
-from transformers import PreTrainedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 

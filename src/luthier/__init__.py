@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from luthier.config.tree import Config
     from luthier.serve.assistant import Assistant
-    from luthier.train.run import Result
+    from luthier.training.run import Result
 
 __version__ = "0.1.0"
 __all__ = ["check", "load", "merge", "train"]
@@ -53,12 +53,14 @@ def train(
         allow_changes: resume although the config was changed.
         say: told in a sentence what happens.
     """
-    from luthier.train.run import run
+    from luthier.training.run import run
 
     return run(check(config, overrides), resume=resume, allow_changes=allow_changes, say=say)
 
 
-def load(name: str | Path, *, adapter: bool = True, device: str = "auto", offline: bool = False) -> "Assistant":
+def load(
+    name: str | Path, *, adapter: bool = True, device: str = "auto", offline: bool = False
+) -> "Assistant":
     """A model to talk to: a run's folder, or anything that `model:` takes in a config.
 
     Args:

@@ -91,6 +91,11 @@ CLASHES = [
         {"every": 2},
         "eval.every and eval.patience need held-out rows; give data.eval_path or data.eval_rows",
     ),
+    (
+        "eval",
+        {"metrics": ["exact_match"]},
+        "eval.metrics are measured on held-out rows; give data.eval_path or data.eval_rows",
+    ),
     ("eval", {"patience": 2}, "eval.patience counts evaluations, but eval.every is absent; set eval.every"),
     (
         "data",

@@ -140,7 +140,7 @@ def test_variables_of_the_run_and_of_the_row_reach_the_template(tokenizer: PreTr
 def test_tokenizer_without_a_template() -> None:
     tokenizer = byte_level()
     tokenizer.chat_template = None
-    with pytest.raises(DataError, match="has no chat template.*instruct model.*data.template"):
+    with pytest.raises(DataError, match=r"has no chat template.*instruct model.*data.template"):
         ChatTemplate(tokenizer)
     tokenizer.chat_template = {"rag": CHATML}
     with pytest.raises(DataError, match=r"several chat templates \(rag\) and none is the default"):
@@ -156,14 +156,17 @@ def test_tokenizer_without_offsets() -> None:
     class Slow:
         chat_template = CHATML
 
-    with pytest.raises(DataError, match="Slow is not a fast one.*tokenizer.json"):
+    with pytest.raises(DataError, match=r"Slow is not a fast one.*tokenizer.json"):
         ChatTemplate(Slow())  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("source", "reason"),
     [
-        ("{{ messages[1].content }}", "does not write its messages in a loop"),
+        (
+            "{{ messages[1].content ~ messages[3].content }}",
+            "does not write its messages in a loop",
+        ),
         ("{% for m in messages %}{{ m.role }}{% endfor %}", "leaves out the assistant's text"),
         ("{{ raise_exception('never') }}", "refuses the conversation: never"),
         (

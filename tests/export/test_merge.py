@@ -12,12 +12,23 @@ from typing import Any
 import peft
 import pytest
 import torch
-from lora_models import BUILDERS, EMBEDDINGS, TIED, TOKENS, build, difference, in_peft, logits, teach, teach_peft
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from lora_models import (
+    BUILDERS,
+    EMBEDDINGS,
+    TIED,
+    TOKENS,
+    build,
+    difference,
+    in_peft,
+    logits,
+    teach,
+    teach_peft,
+)
 from luthier.errors import ModelError, RunError
 from luthier.export import merge
 from luthier.export.merge import merge_to_folder
@@ -288,7 +299,11 @@ def test_what_does_not_fit_is_explained_and_leaves_nothing(tmp_path: Path) -> No
     refused(r"holds no model: config\.json is missing", base=adapter)
     refused(r"holds no adapter: adapter_config\.json is missing", adapter=base)
     build("qwen3").save_pretrained(tmp_path / "other")
-    refused(r"unexpected: model\.layers\.0\.self_attn|wrong shape", base=tmp_path / "other", adapter=wider(tmp_path))
+    refused(
+        r"unexpected: model\.layers\.0\.self_attn|wrong shape",
+        base=tmp_path / "other",
+        adapter=wider(tmp_path),
+    )
     quantised = shutil.copytree(base, tmp_path / "quantised")
     config = json.loads((base / "config.json").read_text())
     (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from luthier.kernels.attention import AttentionRule, Forest, cases, dense_mask, forest_attention, reference
 
 

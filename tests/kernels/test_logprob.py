@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+
 from luthier.kernels.logprob import LogitShape, cases, linear_loss, reference, token_logprobs
 
 

@@ -5,12 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from transformers import PreTrainedModel
+
 from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.errors import ModelError
 from luthier.models.policy import Layout, Policy
 from luthier.models.tripwire import choose_policy
 from tiny_models import FAMILIES, OTHERS, VOCAB, build, tiny_granite, tiny_llama
-from transformers import PreTrainedModel
 
 ALL = {**FAMILIES, **OTHERS}
 
@@ -63,7 +64,8 @@ def plain_loss(model: PreTrainedModel, examples: list[Example]) -> torch.Tensor:
             path.reverse()
             ids = torch.tensor(np.concatenate([example.segments[s].ids for s in path])).long()
             weights = [
-                example.segments[s].weights if s not in counted else 0 * example.segments[s].weights for s in path
+                example.segments[s].weights if s not in counted else 0 * example.segments[s].weights
+                for s in path
             ]
             counted |= set(path)
             logp = torch.log_softmax(model(ids[None]).logits[0], -1)
@@ -147,7 +149,9 @@ def test_recurrent_model_falls_back_to_rows() -> None:
         choose_policy(model, packing=True)
 
 
-def test_model_whose_logits_come_from_elsewhere_falls_back_to_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_whose_logits_come_from_elsewhere_falls_back_to_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     model = tiny_llama()
     head = model.lm_head
     real = head.forward

@@ -212,14 +212,17 @@ def test_what_ended_an_answer() -> None:
     assert stopped == Completion(plain.ids[: cut + 2], plain.text[:cut], plain.logp[: cut + 2], "stop")
 
 
-def test_an_answer_ends_where_the_context_does() -> None:
-    """Also with learned positions, which end in an error one token later, while other rows go on."""
-    for family in (tiny_llama, tiny_gpt2):
-        model = family()
-        prompts = prompts_of([250, 5])
-        long, short = generator(model).generate(prompts, SamplingSettings(max_new_tokens=12))
-        assert (long[0].finish, len(long[0].ids)) == ("length", 6) and len(short[0].ids) == 12
-        assert_logp_is_the_training_forward(model, prompts, [long, short])
+@pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2])
+def test_an_answer_ends_where_the_context_does(family: Callable[[], PreTrainedModel]) -> None:
+    """Its row stays in the batch while nine others go on, and learned positions end in an error past the last."""
+    model, prompts = family(), prompts_of([250, *[5] * 9])
+    native = NativeGenerator(model, eos_token_ids=[])
+    answers = native.generate(prompts, SamplingSettings(max_new_tokens=12))
+    assert [(answer.finish, len(answer.ids)) for (answer,) in answers] == [
+        ("length", 6),
+        *[("length", 12)] * 9,
+    ]
+    assert_logp_is_the_training_forward(model, prompts, answers)
 
 
 def test_prompts_that_cannot_be_answered_are_named() -> None:

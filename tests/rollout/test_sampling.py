@@ -51,10 +51,17 @@ def test_draws_follow_the_described_distribution(seed, num_tokens, temperature, 
 
 
 def test_top_p_looks_past_its_first_candidates() -> None:
-    logits_V = torch.zeros(4000)
-    logits_V[7] = 0.5  # nearly even: 256 candidates hold 6 % of the mass, 2,048 half of it
+    """Nearly even logits: 256 candidates hold 19 % of the mass, so 90 % need a second look."""
+    logits_V = 0.1 * torch.randn(1500, generator=torch.Generator().manual_seed(0))
     sampling = SamplingSettings(temperature=1.0, top_p=0.9)
-    assert (drawn(logits_V, sampling) > 0).sum() == (described(logits_V, sampling) > 0).sum()
+    # The middle of each kept token's share of the unit interval must draw exactly that token.
+    kept = described(logits_V, sampling)
+    order = kept.argsort(descending=True)[: int((kept > 0).sum())]
+    middle = kept[order].cumsum(0) - kept[order] / 2
+    some = torch.arange(0, len(order), 37)
+    assert len(order) > 1200
+    drawn = choose(logits_V.expand(len(some), -1), middle[some], sampling)
+    assert drawn.tolist() == order[some].tolist()
 
 
 def test_greedy_takes_the_most_likely_token() -> None:

@@ -113,9 +113,7 @@ def test_room_for_a_long_answer_never_hides_everything() -> None:
 def test_a_question_that_cannot_fit_is_refused_and_forgotten() -> None:
     session = session_with(Echo(max_positions=20))
     list(session.ask("a"))
-    with pytest.raises(
-        DataError, match="the question takes 33 tokens with its system prompt, but .* holds 20"
-    ):
+    with pytest.raises(DataError, match=r"question takes 33 tokens with its system prompt, but .* holds 20"):
         list(session.ask("x" * 30))
     assert len(session.history) == 2
     assert "".join(session.ask("b")) == "echo"
@@ -155,7 +153,9 @@ def test_a_saved_chat_is_a_row_of_chat_data(tmp_path: Path) -> None:
     assert json.loads(line) == {"messages": session.messages} and "süß" in line
     with pytest.raises(DataError, match=r"chat\.jsonl exists and is left as it is; give another name"):
         session.save(tmp_path / "chat.jsonl")
-    with pytest.raises(DataError, match="cannot be written .No such file or directory.; give another place"):
+    with pytest.raises(
+        DataError, match=r"cannot be written \(No such file or directory\); give another place"
+    ):
         session.save(tmp_path / "nowhere" / "chat.jsonl")
 
 

@@ -2,7 +2,7 @@
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None)
 
 
 @app.command("list")
@@ -16,9 +16,13 @@ def list_models() -> None:
     table = Table("name", "what it is", "licence", "size", "here", box=None)
     for entry in demo.DEMOS.values():
         here = "yes" if demo.locate(entry) else "no"
-        table.add_row(f"{demo.PREFIX}{entry.name}", entry.about, entry.licence, f"{entry.size / 1e6:.0f} MB", here)
+        table.add_row(
+            f"{demo.PREFIX}{entry.name}", entry.about, entry.licence, f"{entry.size / 1e6:.0f} MB", here
+        )
     Console().print(table)
-    print("Besides these, `model:` takes a folder in Hugging Face's layout, a hub id (owner/name) or a .gguf file.")
+    print(
+        "Besides these, `model:` takes a folder in Hugging Face's layout, a hub id (owner/name) or a .gguf file."
+    )
 
 
 @app.command("get")

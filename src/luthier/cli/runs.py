@@ -10,7 +10,12 @@ if TYPE_CHECKING:
 
     from luthier.runs.registry import Difference, RunSummary
 
-app = typer.Typer(help="List, show, compare and verify runs.", no_args_is_help=True)
+app = typer.Typer(
+    help="List, show, compare and verify runs.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+)
 
 Root = Annotated[str, typer.Option("--root", help="Folder that holds the runs.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]

@@ -15,7 +15,9 @@ def command(
             show_default=False,
         ),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the run's last checkpoint.")
+    ] = False,
     allow_changes: Annotated[
         bool, typer.Option("--allow-changes", help="Resume although the config was changed.")
     ] = False,
@@ -36,7 +38,7 @@ def command(
     if gpus and gpus > 1 and not is_worker():
         relaunch(gpus, sys.argv[1:])
 
-    from luthier.train.run import run
+    from luthier.training.run import run
 
     result = run(config, resume=resume, allow_changes=allow_changes, say=_say)
     for line in summary(result.before, result.after):

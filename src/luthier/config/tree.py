@@ -314,6 +314,9 @@ def disagreements(
     if data and eval and (eval.every or eval.patience) and not (data.eval_path or data.eval_rows):
         text = "eval.every and eval.patience need held-out rows; give data.eval_path or data.eval_rows"
         problems.append(Problem("eval.every", text))
+    if data and eval and eval.metrics and not (data.eval_path or data.eval_rows):
+        text = "eval.metrics are measured on held-out rows; give data.eval_path or data.eval_rows"
+        problems.append(Problem("eval.metrics", text))
     if data and train and (data.max_length or 0) > train.micro_tokens:
         text = (
             f"data.max_length is {data.max_length}, but a micro-batch holds {train.micro_tokens} tokens; "

@@ -134,9 +134,8 @@ def _content(content: Any, place: str) -> str | None:
     for part in content:
         if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
             kind = part.get("type") if isinstance(part, dict) else None
-            raise RowRefused(
-                f"{place} has a content part of type {kind!r}; only text parts can be learned from"
-            )
+            what = "a text part without `text`" if kind == "text" else f"a content part of type {kind!r}"
+            raise RowRefused(f"{place} has {what}; only parts of type 'text' with a `text` can be used")
     return "".join(part["text"] for part in content)
 
 

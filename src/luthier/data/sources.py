@@ -19,7 +19,6 @@ from luthier.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 _BATCH_ROWS = 1024
-_UTF8_MARK = b"\xef\xbb\xbf"
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,7 @@ def _read(file: Path) -> Iterator[Parsed]:
         else:
             with _open(file) as stream:
                 content = stream.read()
-            yield from _read_json(file, _decode(content.removeprefix(_UTF8_MARK), file, 0))
+            yield from _read_json(file, _decode(content, file, 0).removeprefix("\ufeff"))
     except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
         raise DataError(f"{file} is not a whole gzip file: {fault}; write or fetch it again") from fault
     except OSError as fault:
@@ -137,8 +136,8 @@ def _decode(content: bytes, file: Path, offset: int) -> str:
 def _read_lines(file: Path, stream: io.BufferedIOBase) -> Iterator[Parsed]:
     offset = 0
     for number, raw in enumerate(stream, start=1):
-        content = raw.removeprefix(_UTF8_MARK) if number == 1 else raw
-        text = _decode(content, file, offset + len(raw) - len(content)).strip()
+        # The mark can stand at any line, where files were joined.
+        text = _decode(raw, file, offset).removeprefix("\ufeff").strip()
         offset += len(raw)
         if text:
             yield number, *_parse_line(text)
@@ -233,5 +232,8 @@ def _read_parquet(file: Path) -> Iterator[Parsed]:
                 for record in batch.to_pylist():
                     number += 1
                     yield number, record, None
-    except (pyarrow.ArrowException, UnicodeDecodeError) as fault:
-        raise DataError(f"{file} is not a whole parquet file: {fault}; write or fetch it again") from fault
+    except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as fault:
+        if isinstance(fault, OSError) and fault.errno is not None:
+            raise  # the disk's; pyarrow has OSErrors of its own for broken content
+        reason = str(fault).splitlines()[0]
+        raise DataError(f"{file} is not a whole parquet file: {reason}; write or fetch it again") from fault

@@ -29,7 +29,7 @@ def question_of(example: Example, tokenizer: PreTrainedTokenizerFast) -> Questio
     stop = int(learned[-1]) + 1
     prompt_ids = tuple(int(i) for i in segment.ids[:start])
     reference = tokenizer.decode(segment.ids[start:stop].tolist(), skip_special_tokens=True)
-    return Question(prompt_ids, tokenizer.decode(list(prompt_ids)), str(reference))
+    return Question(prompt_ids, str(tokenizer.decode(list(prompt_ids))), str(reference))
 
 
 def answer(

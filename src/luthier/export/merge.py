@@ -226,7 +226,7 @@ def _copy_description(base: Path, adapter: Path, out: Path) -> None:
     """Everything but weights. A whole tokenizer saved with the adapter takes the place of the base's."""
     whole = all((adapter / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json"))
     for file in sorted(base.iterdir()):
-        replaced = whole and file.name in FROM_ADAPTER 
+        replaced = whole and file.name in FROM_ADAPTER and file.name != "tokenizer.model"
         hidden = file.name.startswith(".") or any(fnmatch(file.name, pattern) for pattern in NOT_COPIED)
         if file.is_file() and not replaced and not hidden:
             shutil.copyfile(file, out / file.name)

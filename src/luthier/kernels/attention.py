@@ -60,13 +60,17 @@ def forest_attention(
     for start, stop, ancestors in forest.spans():
         pieces = [*ancestors, (start, stop)]
         keys = torch.cat([key_KTD[:, a:b] for a, b in pieces], 1) if ancestors else key_KTD[:, start:stop]
-        values = torch.cat([value_KTD[:, a:b] for a, b in pieces], 1) if ancestors else value_KTD[:, start:stop]
+        values = (
+            torch.cat([value_KTD[:, a:b] for a, b in pieces], 1) if ancestors else value_KTD[:, start:stop]
+        )
         out_HqD = _segment(query_HTD[:, start:stop], keys, values, rule, sinks_H)
         outputs.append(out_HqD.transpose(0, 1))
     return torch.cat(outputs)
 
 
-def _segment(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, sinks_H: Tensor | None) -> Tensor:
+def _segment(
+    query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule, sinks_H: Tensor | None
+) -> Tensor:
     """Attention of one segment whose own keys are the last of `key`; [H, q, D]."""
     num_queries, num_keys = query.shape[1], key.shape[1]
     windowed = rule.window is not None and num_keys > rule.window

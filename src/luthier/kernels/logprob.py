@@ -131,7 +131,9 @@ class _Gradients:
         """The three gradients times `factor`, in the dtypes of what they belong to."""
         dtypes = (self.dtype, self.weight_VD.dtype, self.weight_VD.dtype)
         found = (self.hidden, self.weight, self.bias)
-        hidden, weight, bias = ((g * factor).to(d) if g is not None else None for g, d in zip(found, dtypes, strict=True))
+        hidden, weight, bias = (
+            (g * factor).to(d) if g is not None else None for g, d in zip(found, dtypes, strict=True)
+        )
         return hidden, weight, bias
 
 

@@ -1,6 +1,6 @@
 """Supervised fine-tuning: make the answers in the data likely.
 
-    loss = -Σ_n w_n · log p(target_n | everything before it) / Σ_n w_n
+loss = -Σ_n w_n · log p(target_n | everything before it) / Σ_n w_n
 """
 
 from torch import Tensor

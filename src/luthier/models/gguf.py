@@ -20,7 +20,9 @@ def convert_gguf(file: Path) -> Path:
     """
     with file.open("rb") as stream:
         if stream.read(4) != b"GGUF":
-            raise ModelError(f"{file} is not a GGUF file: it does not begin with the letters GGUF. Is it complete?")
+            raise ModelError(
+                f"{file} is not a GGUF file: it does not begin with the letters GGUF. Is it complete?"
+            )
         stream.seek(0)
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
     folder = cache_folder("gguf", f"{digest[:32]}-{LAYOUT}")
@@ -35,7 +37,9 @@ def convert_gguf(file: Path) -> Path:
             partial.rename(folder)
     except OSError as error:
         if not (folder / "config.json").exists():
-            raise ModelError(f"could not write the unpacked {file.name} to {folder}: {error.strerror}") from error
+            raise ModelError(
+                f"could not write the unpacked {file.name} to {folder}: {error.strerror}"
+            ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
@@ -54,6 +58,6 @@ def _unpack(file: Path, folder: Path) -> None:
     except (ValueError, KeyError, NotImplementedError) as error:
         raise ModelError(f"transformers cannot read {file.name}: {error}") from error
     if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config  # the weights written below are plain
+        delattr(model.config, "quantization_config")  # the weights written below are plain
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)

@@ -33,7 +33,9 @@ class OutputHead:
         """Log-probability of each target, [N]; any loss may follow."""
         return token_logprobs(hidden_ND, *self.weights(), target_N, self.shape)
 
-    def linear_loss(self, hidden_ND: Tensor, target_N: Tensor, coefficient_N: Tensor) -> tuple[Tensor, Tensor]:
+    def linear_loss(
+        self, hidden_ND: Tensor, target_N: Tensor, coefficient_N: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Σ coefficient · logp with its gradient formed on the way, and logp [N] detached."""
         return linear_loss(hidden_ND, *self.weights(), target_N, coefficient_N, self.shape)
 

@@ -50,7 +50,9 @@ def load_for_inference(
         elif (path / "model").is_dir():
             tokenizer_name = base = str(path / "model") if adapter else base
         else:
-            raise ModelError(f"run {name} has neither adapter/ nor model/: it has not finished. Continue it with --resume.")
+            raise ModelError(
+                f"run {name} has neither adapter/ nor model/: it has not finished. Continue it with --resume."
+            )
     elif (path / "adapter_config.json").is_file():
         adapter_folder = path
         base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]

@@ -28,13 +28,19 @@ def resolve_model(name: str, *, revision: str | None = None, offline: bool = Fal
         return convert_gguf(path)
     if path.is_dir():
         if not (path / "config.json").exists():
-            raise ModelError(f"model {name}: the folder has no config.json, so it is not a model in Hugging Face's layout.")
+            raise ModelError(
+                f"model {name}: the folder has no config.json, so it is not a model in Hugging Face's layout."
+            )
         return path
     if path.exists():
-        raise ModelError(f"model {name} is a file, but not a .gguf. Give a folder, a hub id, a .gguf file or a demo: name.")
+        raise ModelError(
+            f"model {name} is a file, but not a .gguf. Give a folder, a hub id, a .gguf file or a demo: name."
+        )
     if HUB_ID.fullmatch(name) and not path.parent.is_dir():
         return _from_hub(name, revision, offline)
-    raise ModelError(f"model {name}: there is no such folder or file{_neighbours(path)}, and it is not a hub id (owner/name).")
+    raise ModelError(
+        f"model {name}: there is no such folder or file{_neighbours(path)}, and it is not a hub id (owner/name)."
+    )
 
 
 def _neighbours(path: Path) -> str:

@@ -89,7 +89,9 @@ class Policy(nn.Module):
         starts = batch.starts_S1.tolist()
         documents = []
         for number, path in enumerate(batch.paths()):
-            index_P = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in path]).to(batch.tokens_T.device)
+            index_P = torch.cat([torch.arange(starts[s], starts[s + 1]) for s in path]).to(
+                batch.tokens_T.device
+            )
             source_M = torch.searchsorted(index_P, batch.source_N[batch.sequence_N == number])
             documents.append((batch.tokens_T[index_P], source_M))
         return documents

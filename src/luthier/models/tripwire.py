@@ -84,7 +84,11 @@ def _difference(
     eps = max(torch.finfo(model.dtype).eps, torch.finfo(torch.float32).eps)  # norms and softmax stay in fp32
     bound = 2 * eps**0.5
     error = float((logp_N - truth_N).norm() / (truth_N - truth_N.mean()).norm())
-    return None if error <= bound else f"log-probabilities differ by {error:.1e} of their spread (limit {bound:.1e})"
+    return (
+        None
+        if error <= bound
+        else f"log-probabilities differ by {error:.1e} of their spread (limit {bound:.1e})"
+    )
 
 
 def _probe(model: PreTrainedModel) -> Batch:

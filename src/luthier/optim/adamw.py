@@ -50,11 +50,12 @@ class MasterAdamW(torch.optim.Optimizer):
         """Updates every parameter that has a gradient."""
         for group in self.param_groups:
             parameters: list[Tensor] = [p for p in group["params"] if p.grad is not None]
+            gradients = [p.grad for p in parameters if p.grad is not None]
             states = [self._state(p) for p in parameters]
             masters: list[Tensor] = [s.get("master", p) for s, p in zip(states, parameters, strict=True)]
             adamw(
                 masters,
-                [p.grad.to(m.dtype) for p, m in zip(parameters, masters, strict=True)],
+                [g.to(m.dtype) for g, m in zip(gradients, masters, strict=True)],
                 [s["mean"] for s in states],
                 [s["square"] for s in states],
                 [],

@@ -17,8 +17,8 @@ from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.lora import adapters
 from luthier.runs.atomic import atomic_folder, atomic_remove
 from luthier.runs.folder import RunFolder
-from luthier.train.loop import Trainer
-from luthier.train.progress import Progress
+from luthier.training.loop import Trainer
+from luthier.training.progress import Progress
 
 STATE = "trainer.pt"
 
@@ -50,7 +50,9 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     try:
         state = torch.load(path / STATE, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise RunError(f"checkpoint {path} cannot be read ({error}). Remove that folder to use the one before.") from error
+        raise RunError(
+            f"checkpoint {path} cannot be read ({error}). Remove that folder to use the one before."
+        ) from error
     if len(state["random"]) != trainer.cluster.world:
         raise RunError(
             f"checkpoint {path} was saved by {len(state['random'])} processes and this run has "

@@ -24,13 +24,13 @@ from luthier.runs.folder import RunFolder, default_name
 from luthier.runs.metrics import MetricsWriter
 from luthier.runs.progress import TrainProgress
 from luthier.runs.report import write_report
-from luthier.train.build import Data, Say, build_data, build_template, build_trainer
-from luthier.train.checkpoint import load_checkpoint, load_weights, save_weights
-from luthier.train.examine import Examiner
-from luthier.train.hooks import EvaluateLoss, SaveCheckpoints, log_steps
-from luthier.train.loop import Trainer
-from luthier.train.resume import check_same_config, find_run_to_resume
-from luthier.train.signals import stop_on_signals
+from luthier.training.build import Data, Say, build_data, build_template, build_trainer
+from luthier.training.checkpoint import load_checkpoint, load_weights, save_weights
+from luthier.training.examine import Examiner
+from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, log_steps
+from luthier.training.loop import Trainer
+from luthier.training.resume import check_same_config, find_run_to_resume
+from luthier.training.signals import stop_on_signals
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,9 @@ def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, 
         _train(config, folder, trainer, data, writer, say)
         _take_best(trainer, folder, say)
         trained = _save_trained(config, folder, trainer, tokenizer) if cluster.is_main else folder.path
-        after = examiner.examine("after", trainer.progress.step, folder, writer, say) if cluster.is_main else {}
+        after = (
+            examiner.examine("after", trainer.progress.step, folder, writer, say) if cluster.is_main else {}
+        )
     if cluster.is_main:
         files = [path for path in trained.iterdir() if path.is_file()]
         audit.append(folder.audit, "files", {"files": audit.hash_files(folder.path, files)})

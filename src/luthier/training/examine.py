@@ -13,7 +13,7 @@ from luthier.rollout.native import NativeGenerator
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
 from luthier.runs.samples import Sample, append_samples
-from luthier.train.build import Say
+from luthier.training.build import Say
 
 
 class Examiner:
@@ -26,17 +26,25 @@ class Examiner:
     """
 
     def __init__(
-        self, config: Config, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, held_out: Dataset | None
+        self,
+        config: Config,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerFast,
+        held_out: Dataset | None,
     ):
         self.settings = config.eval
-        metrics_of = [metrics.find(name) for name in self.settings.metrics]  # unknown names fail before any work
+        metrics_of = [
+            metrics.find(name) for name in self.settings.metrics
+        ]  # unknown names fail before any work
         wanted = self.settings.samples
         available = len(held_out.lengths) if held_out is not None else 0
         if metrics_of:
             wanted = max(wanted, self.settings.metric_rows or available)
         self.questions: list[Question] = []
         if held_out is not None:
-            self.questions = [question_of(held_out.example(i), tokenizer) for i in range(min(wanted, available))]
+            self.questions = [
+                question_of(held_out.example(i), tokenizer) for i in range(min(wanted, available))
+            ]
         stop = stop_ids(model, tokenizer)
         self.generator = NativeGenerator(model, eos_token_ids=stop, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
 from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.errors import RunError
 from luthier.parallel.cluster import Cluster
@@ -44,9 +45,11 @@ def test_any_split_into_micro_batches_gives_the_same_gradient(method: str, lora:
 
 @pytest.mark.parametrize("packs", ["even", "uneven"])
 def test_two_processes_take_the_same_steps_as_one(packs: str, tmp_path: Path) -> None:
-    script, out = ROOT / "tests" / "train" / "two_ranks.py", tmp_path / "out.pt"
+    script, out = ROOT / "tests" / "training" / "two_ranks.py", tmp_path / "out.pt"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-    done = subprocess.run([*launch, str(script), packs, str(out)], capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        [*launch, str(script), packs, str(out)], capture_output=True, text=True, timeout=240
+    )
     assert done.returncode == 0, done.stderr
     saved = torch.load(out)
     trainer = make_trainer(**settings(packs))
@@ -59,7 +62,11 @@ def test_two_processes_take_the_same_steps_as_one(packs: str, tmp_path: Path) ->
 
 def settings(packs: str) -> dict[str, int]:
     """Even: two micro-batches a rank. Uneven: three a step, and one in an epoch's last step."""
-    return {"tokens_per_step": 128, "micro_tokens": 32} if packs == "even" else {"tokens_per_step": 96, "micro_tokens": 32}
+    return (
+        {"tokens_per_step": 128, "micro_tokens": 32}
+        if packs == "even"
+        else {"tokens_per_step": 96, "micro_tokens": 32}
+    )
 
 
 def test_an_all_masked_step_is_refused_with_what_to_look_at() -> None:
@@ -94,7 +101,9 @@ def broken_trainer(rows_to_break: set[int]) -> tuple[object, list[Batch]]:
 def test_a_nonfinite_step_names_the_rows_and_is_not_applied() -> None:
     trainer, step = broken_trainer({1, 5})
     before = trained_weights(trainer)  # pyright: ignore
-    with pytest.raises(RunError, match=r"step 1: loss nan.*It comes from rows\.jsonl:2, rows\.jsonl:6\. This step was not"):
+    with pytest.raises(
+        RunError, match=r"step 1: loss nan.*It comes from rows\.jsonl:2, rows\.jsonl:6\. This step was not"
+    ):
         trainer.step(step)  # pyright: ignore
     after = trained_weights(trainer)  # pyright: ignore
     assert all(torch.equal(before[name], after[name]) for name in before)

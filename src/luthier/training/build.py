@@ -20,13 +20,13 @@ from luthier.data.prepare import TokenDataset, prepare
 from luthier.errors import ConfigError, DataError
 from luthier.methods.base import Method
 from luthier.models.device import pick_device, pick_dtype
-from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.load import load_model, resolve_model
 from luthier.models.lora import LoraReport, apply_lora
 from luthier.models.tripwire import choose_policy
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.places import cache_folder
-from luthier.train.loop import Trainer
+from luthier.training.loop import Trainer
 
 Say = Callable[[str], None]
 
@@ -126,7 +126,9 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
     )
     num_all = sum(p.numel() for p in policy.parameters())
     num_trained = sum(p.numel() for _, p in trained)
-    notes.append(f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}")
+    notes.append(
+        f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
+    )
     return trainer, notes
 
 

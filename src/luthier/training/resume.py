@@ -19,7 +19,9 @@ def find_run_to_resume(config: Config) -> Path:
     root = Path(config.run.root)
     if config.run.name is not None:
         if not (root / config.run.name).is_dir():
-            raise ConfigError(f"there is no run {root / config.run.name} to resume; leave out --resume to start it.")
+            raise ConfigError(
+                f"there is no run {root / config.run.name} to resume; leave out --resume to start it."
+            )
         return root / config.run.name
     candidates = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in candidates:

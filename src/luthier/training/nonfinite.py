@@ -8,7 +8,7 @@ from luthier.data.batch import Batch
 from luthier.errors import RunError
 
 if TYPE_CHECKING:
-    from luthier.train.loop import Trainer
+    from luthier.training.loop import Trainer
 
 SHOWN = 8
 
@@ -23,7 +23,9 @@ def explain_nonfinite(trainer: "Trainer", micro_batches: list[Batch], values: di
             mine += _bad_rows(trainer, batch.to(trainer.device))
         trainer.optimizer.zero_grad(set_to_none=True)
     rows = sorted({row for rank in trainer.cluster.gather(mine) for row in rank})
-    found = f"step {trainer.progress.step + 1}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}. "
+    found = (
+        f"step {trainer.progress.step + 1}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}. "
+    )
     if broken:
         cause = f"The weights themselves are not finite any more ({broken[0]} and {len(broken) - 1} others). "
     elif rows:

@@ -19,9 +19,8 @@ from luthier.methods.base import Method, Scores
 from luthier.models.policy import Policy
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
-from luthier.train.nonfinite import explain_nonfinite
-from luthier.train.progress import Progress, Report
-
+from luthier.training.nonfinite import explain_nonfinite
+from luthier.training.progress import Progress, Report
 
 Hook = Callable[["Trainer", Report], None]
 

@@ -6,12 +6,14 @@ from luthier.runs import audit
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
 from luthier.runs.progress import TrainProgress
-from luthier.train.checkpoint import prune_checkpoints, save_checkpoint
-from luthier.train.loop import Trainer
-from luthier.train.progress import Report
+from luthier.training.checkpoint import prune_checkpoints, save_checkpoint
+from luthier.training.loop import Trainer
+from luthier.training.progress import Report
 
 
-def log_steps(writer: MetricsWriter, progress: TrainProgress, gpu_memory: Callable[[], str]) -> Callable[[Trainer, Report], None]:
+def log_steps(
+    writer: MetricsWriter, progress: TrainProgress, gpu_memory: Callable[[], str]
+) -> Callable[[Trainer, Report], None]:
     """A row in `metrics.jsonl` and a tick of the progress display for every step. For the main rank only."""
 
     def hook(trainer: Trainer, report: Report) -> None:

@@ -4,10 +4,11 @@ import sys
 from datetime import timedelta
 
 import torch
+
 from luthier.parallel.cluster import join_cluster
 
 sys.path.insert(0, str(__import__("pathlib").Path(__file__).resolve().parents[1]))
-from train.test_loop import settings
+from training.test_loop import settings
 from training_parts import make_trainer, trained_weights
 
 if __name__ == "__main__":

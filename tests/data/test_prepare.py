@@ -1,0 +1,345 @@
+# ruff: noqa: E501 - rows are one line each
+"""From files to tokens: every row is accounted for, the cache is honest, and people are told what is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from transformers import PreTrainedTokenizerFast
+
+from chat_samples import CHATML, UNENDED, byte_level
+from luthier.data import cache
+from luthier.data.chat import ChatTemplate
+from luthier.data.conversation import conversation_from
+from luthier.data.detect import detect, known_formats
+from luthier.data.prepare import TokenDataset, encode_rows, prepare
+from luthier.data.sources import read_rows
+from luthier.errors import DataError
+
+
+def chat(question: str, answer: str, turns: int = 1) -> dict[str, Any]:
+    pair = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"messages": pair * turns}
+
+
+def write(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+def prepared(path: Path, template: ChatTemplate, **options: Any) -> TokenDataset:
+    return prepare([str(path)], template, **{"max_length": 500, "max_drop_fraction": 1.0, **options})
+
+
+def same(first: TokenDataset, second: TokenDataset) -> bool:
+    rows = range(len(first))
+    return len(first) == len(second) and all(
+        np.array_equal(first.example(i).segments[0].ids, second.example(i).segments[0].ids)
+        and np.array_equal(first.example(i).segments[0].weights, second.example(i).segments[0].weights)
+        and (first.example(i).row, first.where(i)) == (second.example(i).row, second.where(i))
+        for i in rows
+    )
+
+
+@pytest.fixture
+def template(tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
+    return ChatTemplate(tokenizer)
+
+
+def test_rows_are_those_of_the_template(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [chat(f"question {i} " * (i % 7 + 1), f"answer {i}") for i in range(600)]
+    dataset = prepared(write(tmp_path / "a.jsonl", rows), template)
+    assert len(dataset) == 600 and dataset.ledger.kept == 600
+    for index in (0, 1, 255, 256, 599):
+        example, alone = dataset.example(index), template.encode(conversation_from(rows[index]["messages"]))
+        (segment,) = example.segments
+        assert segment.ids.dtype == np.int32 and segment.weights.dtype == np.float32
+        assert segment.ids.tolist() == alone.ids.tolist()
+        assert segment.weights.tolist() == alone.targets.astype(float).tolist()
+        assert example.row == index and dataset.where(index) == f"{tmp_path / 'a.jsonl'}:{index + 1}"
+    assert dataset.lengths.tolist() == [len(dataset.example(i)) for i in range(600)]
+    assert dataset.num_tokens == dataset.lengths.sum()
+    assert dataset.num_targets == sum(int(dataset.example(i).segments[0].weights.sum()) for i in range(600))
+
+
+def test_dropped_rows_leave_their_reason_and_no_gap(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [
+        chat("q", "a"),
+        "{broken",
+        {"text": "no messages"},
+        chat("q<|im_end|>", "a"),
+        {"messages": [{"role": "robot", "content": "q"}]},
+        chat("q", "\na"),
+        {
+            "messages": [
+                *chat("q", "a")["messages"][:1],
+                {"role": "assistant", "content": "a", "train": False},
+            ]
+        },
+        chat("word " * 300, "a"),
+        chat("q", "last"),
+    ]
+    dataset = prepared(write(tmp_path / "a.jsonl", rows), template, max_length=100)
+    assert [dataset.example(i).row for i in range(len(dataset))] == [0, 8]
+    assert dataset.where(1).endswith("a.jsonl:9")
+    ledger = dataset.ledger
+    assert (ledger.read, ledger.kept, ledger.truncated, ledger.dropped) == (9, 2, 0, 7)
+    longest = len(template.encode(conversation_from(chat("word " * 300, "a")["messages"])).ids)
+    said = "\n".join(reason for seen in ledger.examples.values() for _, reason in seen)
+    for reason in (
+        "the line is not valid JSON: Expecting property name enclosed in double quotes at column 2",
+        "the row has no `messages`; its fields are `text`",
+        "message 1 (user) contains '<|im_end|>', which the tokenizer reads as a control token",
+        "message 1 has the unknown role 'robot'; it must be one of",
+        "is partly prompt ('\\n') and partly an answer ('\\n'); remove the white space",
+        "all targets masked: every assistant message is marked as not to be learned",
+        f"the row has {longest} tokens, more than the 100 of data.max_length",
+    ):
+        assert reason in said
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+MESSAGE = st.fixed_dictionaries(
+    {
+        "role": st.sampled_from(["system", "user", "assistant", "tool", "nobody"]),
+        "content": st.text(max_size=12) | JSON,
+    }
+)
+LINE = (
+    st.builds(lambda messages: json.dumps({"messages": messages}), st.lists(MESSAGE, max_size=4))
+    | JSON.map(json.dumps)
+    | st.text(alphabet="{}[]\",:ab1 ", max_size=12)
+)  # fmt: skip
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(st.lists(LINE, max_size=12), st.integers(1, 60), st.sampled_from(["drop", "truncate_oldest_turns"]))
+def test_every_row_of_any_file_ends_in_the_ledger(
+    tmp_path: Path, template: ChatTemplate, lines: list[str], max_length: int, overlong: Any
+) -> None:
+    file = write(tmp_path / "a.jsonl", [json.dumps(chat("q", "a")), *lines])
+    num_rows = 1 + sum(bool(line.strip()) for line in lines)
+    rows = list(encode_rows(read_rows([file]), template, max_length, overlong))
+    assert [one.row.number for one in rows] == list(range(num_rows))
+    for one in rows:
+        assert (one.encoded is None) == (one.status == "dropped")
+        assert one.reason if one.status != "kept" else one.reason is None
+        assert one.encoded is None or len(one.encoded.ids) <= max_length
+    try:
+        ledger = prepared(file, template, max_length=max_length, overlong=overlong).ledger
+    except DataError as fault:
+        assert f"none of the {num_rows} rows can be used" in str(fault)
+    else:
+        assert ledger.kept + ledger.truncated + ledger.dropped == ledger.read == num_rows
+
+
+def test_overlong_rows_by_choice(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [chat("q", "a"), chat("some question", "some answer", turns=6)]
+    file = write(tmp_path / "a.jsonl", rows)
+    assert prepared(file, template, max_length=60).ledger.dropped == 1
+    cut = prepared(file, template, max_length=60, overlong="truncate_oldest_turns")
+    assert (cut.ledger.kept, cut.ledger.truncated, cut.ledger.dropped) == (1, 1, 0)
+    assert cut.lengths.max() <= 60
+    whole = template.encode(conversation_from(rows[1]["messages"])).ids.tolist()
+    end = cut.example(1).segments[0].ids.tolist()
+    assert whole[-len(end) :] == end
+    with pytest.raises(
+        DataError, match=r"a\.jsonl:2 has \d+ tokens, more than the 60 of data\.max_length; raise it"
+    ):
+        prepared(file, template, max_length=60, overlong="error")
+
+
+def test_too_many_dropped_rows_stop_with_the_reasons(tmp_path: Path, template: ChatTemplate) -> None:
+    file = write(tmp_path / "a.jsonl", [chat("q", "a"), "{broken"])
+    with pytest.raises(DataError, match=r"1 of 2 rows \(50\.0%\) cannot be used; data\.max_drop_fraction"):
+        prepared(file, template, max_drop_fraction=0.4)
+
+
+def test_no_row_left(tmp_path: Path, template: ChatTemplate) -> None:
+    file = write(tmp_path / "a.jsonl", [chat("q", "a")])
+    with pytest.raises(
+        DataError, match=r"none of the 1 rows can be used(.|\n)*more than the 3 of data\.max_length"
+    ):
+        prepared(file, template, max_length=3)
+
+
+def test_template_without_an_end_of_turn_is_mentioned(tmp_path: Path, template: ChatTemplate) -> None:
+    file = write(tmp_path / "a.jsonl", [chat("q", "a")])
+    assert prepared(file, template).notes == ()
+    (note,) = prepared(file, ChatTemplate(byte_level(), UNENDED)).notes
+    assert "when to stop is not learned" in note
+
+
+def test_formats(tmp_path: Path, template: ChatTemplate) -> None:
+    rows = [
+        {"prompt": "q", "completion": "a"},
+        {"prompt": [{"role": "system", "content": "s"}, *chat("q", "x")["messages"]], "completion": [{"role": "assistant", "content": "a"}]},
+        {"prompt": 3, "completion": "a"},
+        {"prompt": "q", "completion": []},
+        {"prompt": "q"},
+    ]  # fmt: skip
+    dataset = prepared(write(tmp_path / "a.jsonl", rows), template)
+    learned = [segment.ids[segment.weights > 0] for i in range(2) for segment in dataset.example(i).segments]
+    assert [template.tokenizer.decode(ids) for ids in learned] == ["a<|im_end|>"] * 2
+    reasons = [reason for seen in dataset.ledger.examples.values() for _, reason in seen]
+    assert reasons == [
+        "`prompt` is neither text nor a list of messages",
+        "`completion` is an empty list",
+        "the row has no `completion`; its fields are `prompt`",
+    ]
+
+
+@pytest.mark.parametrize("format", known_formats(), ids=lambda format: format.name)
+def test_every_format_is_found_by_its_columns(format: Any) -> None:
+    assert format.columns and format.__class__.__name__ == "Format"
+    found = detect(dict.fromkeys([*format.columns, *format.optional, "something_else"]))
+    assert found == format
+    assert detect(dict.fromkeys(format.columns[1:])) != format
+
+
+def test_unknown_table_lists_what_there_is(tmp_path: Path, template: ChatTemplate) -> None:
+    file = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": "a"}])
+    with pytest.raises(DataError) as caught:
+        prepared(file, template)
+    assert "no known format has the columns that were found: `instruction`, `output`" in str(caught.value)
+    assert all(
+        f"  {format.name}: {', '.join(format.columns)}" in str(caught.value) for format in known_formats()
+    )
+
+
+def test_progress_counts_rows(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.data.prepare._SECONDS_BETWEEN_REPORTS", 0.0)
+    seen: list[int] = []
+    prepared(write(tmp_path / "a.jsonl", [chat("q", "a")] * 5), template, progress=seen.append)
+    assert seen == [1, 2, 3, 4, 5]
+
+
+class Cached:
+    """One file, one cache folder, and whether the next preparation reads it or makes a new entry."""
+
+    def __init__(self, folder: Path):
+        self.file = write(folder / "a.jsonl", [chat("q", "a"), "{broken", chat("r", "b", turns=3)])
+        self.folder = folder / "cache"
+
+    def entries(self) -> set[Path]:
+        return set(self.folder.iterdir()) if self.folder.exists() else set()
+
+    def is_hit(self, template: ChatTemplate, **options: Any) -> bool:
+        before = self.entries()
+        dataset = prepared(self.file, template, cache_folder=self.folder, **options)
+        assert same(dataset, prepared(self.file, template, **options))
+        return self.entries() == before
+
+
+def test_cache_is_read_for_the_same_rows_and_settings(tmp_path: Path, template: ChatTemplate) -> None:
+    cached = Cached(tmp_path)
+    assert not cached.is_hit(template)
+    made = {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*")}
+    assert cached.is_hit(template) and cached.is_hit(ChatTemplate(template.tokenizer))
+    assert made == {path: path.stat().st_mtime_ns for path in cached.folder.rglob("*")}
+    first = prepared(cached.file, template, cache_folder=cached.folder)
+    assert first.ledger == prepared(cached.file, template).ledger
+    assert cached.is_hit(template, max_drop_fraction=0.9)  # it changes no token
+    with pytest.raises(DataError, match="1 of 3 rows"):
+        prepared(cached.file, template, cache_folder=cached.folder, max_drop_fraction=0.1)
+
+
+def test_cache_is_missed_when_anything_changes(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = Cached(tmp_path)
+    tokenizer = template.tokenizer
+    assert not cached.is_hit(template)
+    assert not cached.is_hit(template, max_length=400)
+    assert not cached.is_hit(template, overlong="truncate_oldest_turns")
+    assert not cached.is_hit(ChatTemplate(tokenizer, CHATML + " "))
+    assert not cached.is_hit(ChatTemplate(tokenizer, None, {"unused": 1}))
+    other = byte_level(eos="</s>")
+    other.chat_template = CHATML
+    assert not cached.is_hit(ChatTemplate(other))
+    swallowing = byte_level(swallow=True)
+    swallowing.chat_template = CHATML
+    assert not cached.is_hit(ChatTemplate(swallowing))
+    with cached.file.open("a") as stream:
+        stream.write(json.dumps(chat("s", "c")) + "\n")
+    assert not cached.is_hit(template)
+    monkeypatch.setattr(cache, "_code_version", lambda: "another")
+    assert not cached.is_hit(template)
+    assert cached.is_hit(template)
+
+
+def test_cache_of_a_template_with_a_date_lasts_a_day(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cached = Cached(tmp_path)
+    dated = ChatTemplate(tokenizer, "{{ strftime_now('%Y') }}\n" + CHATML)
+    assert not cached.is_hit(dated) and cached.is_hit(dated)
+
+    class Tomorrow:
+        @staticmethod
+        def today() -> Any:
+            from datetime import date, timedelta
+
+            return date.today() + timedelta(days=1)
+
+    monkeypatch.setattr("luthier.data.prepare.date", Tomorrow)
+    assert not cached.is_hit(dated)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble", "empty"])
+def test_damaged_cache_is_made_again(tmp_path: Path, template: ChatTemplate, damage: str) -> None:
+    cached = Cached(tmp_path)
+    cached.is_hit(template)
+    (entry,) = cached.entries()
+    ids, meta = entry / "ids.npy", entry / "meta.json"
+    content = bytearray(ids.read_bytes())
+    if damage == "truncate":
+        ids.write_bytes(content[:-8])
+    elif damage == "flip":
+        content[-1] ^= 1
+        ids.write_bytes(content)
+    elif damage == "remove":
+        ids.unlink()
+    elif damage == "garble":
+        meta.write_text("[]")
+    else:
+        meta.write_text("")
+    assert cache.load(entry) is None
+    assert same(prepared(cached.file, template, cache_folder=cached.folder), prepared(cached.file, template))
+    assert cache.load(entry) is not None
+
+
+def test_cache_that_cannot_be_written_is_reported_and_costs_nothing_else(
+    tmp_path: Path, template: ChatTemplate
+) -> None:
+    cached = Cached(tmp_path)
+    cached.folder.write_text("a file where the folder should be")
+    dataset = prepared(cached.file, template, cache_folder=cached.folder)
+    assert len(dataset) == 2
+    assert "the tokens could not be kept in" in dataset.notes[0]
+
+
+def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("luthier.data.cache.np.save", full)
+    with pytest.raises(OSError, match="No space left"):
+        cache.save(tmp_path / "entry", {"ids": np.arange(3)}, {})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_cache_code_version_covers_every_file_of_the_package() -> None:
+    version = cache._code_version()
+    folder = Path(cache.__file__).parent
+    assert all(f'"{file.relative_to(folder)}"' in version for file in folder.rglob("*.py"))
