@@ -36,6 +36,16 @@ ASKS_TO_THINK = (
     "qwen3_5_think",
 )  # in the prompt, but not before plain answers
 UNENDED = ("glm4moe", "unended")
+EXPECTED_REASONS = (
+    "the template has no place for the tool calls",
+    "the template has no place for the reasoning",
+    "the chat template refuses the conversation: Conversation roles must alternate",
+    "the chat template refuses the conversation: System role not supported",
+    "the template leaves out the text",
+    "all targets masked",
+    "is not certain",
+    "is partly",
+)
 EXTRA = ("", "", "", " é–“日本”", " 😀🎉", "!\n\nAnd", " \t {x}")
 
 
@@ -196,7 +206,7 @@ def test_law_holds_for_plain_conversations_and_none_is_refused(name: str) -> Non
 
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_law_holds_for_every_conversation_or_it_is_refused_with_a_reason(
-    name: str, record_property: Any, capsys: pytest.CaptureFixture[str]
+    name: str, record_property: Any
 ) -> None:
     template = ChatTemplate(tokenizer_for(name), TEMPLATES[name])
     reasons: Counter[str] = Counter()
@@ -204,12 +214,15 @@ def test_law_holds_for_every_conversation_or_it_is_refused_with_a_reason(
         sample = Speaker(1000 + seed).sample(plain=False)
         conversation, encoded = encode_or_refuse(template, sample)
         if isinstance(encoded, RowRefused):
-            reasons["".join(c for c in str(encoded) if not c.isdigit())[:70]] += 1
+            reasons[next(known for known in EXPECTED_REASONS if known in str(encoded))] += 1
             continue
         check_law(template, conversation, sample, encoded, name)
     record_property("refused", dict(reasons))
-    with capsys.disabled():
-        print(f"\n{name}: refused {reasons.total()} of {2 * NUM_RANDOM}: {dict(reasons.most_common(4))}")
+    print(f"{name}: refused {reasons.total()} of {2 * NUM_RANDOM}: {dict(reasons.most_common())}")
+    # DeepSeek's template forgets the header of a second tool call; nobody else's answers may be uncertain.
+    assert reasons["is not certain"] == 0 or name == "deepseekv3"
+    assert reasons["is partly"] <= 0.2 * NUM_RANDOM or name == "thinking"
+    assert reasons.total() < 2 * NUM_RANDOM
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

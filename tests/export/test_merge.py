@@ -1,4 +1,6 @@
-"""Law 6: merge(adapter) = adapter, in plain transformers; and what is on disk afterwards is whole or nothing."""
+"""Law 6: merge(adapter) = adapter, in plain transformers; and what is on disk afterwards is whole or
+nothing.
+"""
 
 import json
 import resource
@@ -49,7 +51,8 @@ def adapted(model: Any, folder: Path, family: str = "llama", **settings: Any) ->
 
 def plain(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """What transformers makes of a folder, with every weight accounted for."""
-    model, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    auto: Any = AutoModelForCausalLM
+    model, info = auto.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model
 
@@ -98,7 +101,9 @@ def test_merged_is_base_and_adapter(family: str, kind: str, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("family", ["llama", "smollm", "gpt2"])
 def test_only_the_targets_change_and_they_are_rounded_once(family: str, tmp_path: Path) -> None:
-    """bf16: W' is exactly round(W + s·B·A), and the logits are as near the exact ones as those of PEFT's merge."""
+    """bf16: W' is exactly round(W + s·B·A), and the logits are as near the exact ones as those of PEFT's
+    merge.
+    """
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
     build(family).to(torch.bfloat16).save_pretrained(base, max_shard_size="30KB")
     exact = plain(base)
@@ -171,7 +176,9 @@ def tiny_mixtral() -> Any:
 
 
 def test_a_checkpoint_whose_names_change_on_loading(tmp_path: Path) -> None:
-    """Mixtral's experts are stacked while loading: other weights merge, the stacked ones are refused by name."""
+    """Mixtral's experts are stacked while loading: other weights merge, the stacked ones are refused by
+    name.
+    """
     base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
     tiny_mixtral().save_pretrained(base)
     assert "model.layers.0.block_sparse_moe.experts.0.w1.weight" in tensors(base)

@@ -305,11 +305,13 @@ def test_all_mismatches_are_told_at_once_and_nothing_changes(tmp_path: Path) -> 
 
 def test_an_adapter_of_another_model_or_on_embeddings_is_refused(tmp_path: Path) -> None:
     save_adapter(taught("gpt2"), tmp_path, base_name="some/base")
-    with pytest.raises(ModelError, match="unexpected: transformer.h.0.attn.c_attn.lora_A.weight"):
+    with pytest.raises(ModelError, match=r"unexpected: transformer\.h\.0\.attn\.c_attn\.lora_A\.weight"):
         load_adapter(build("llama"), tmp_path)
     theirs = peft.get_peft_model(build("llama"), peft.LoraConfig(target_modules=["embed_tokens"]))
     theirs.save_pretrained(str(tmp_path / "embeddings"), save_embedding_layers=False)
-    with pytest.raises(ModelError, match="model.embed_tokens is of class Embedding; LoRA is read for linear"):
+    with pytest.raises(
+        ModelError, match=r"model\.embed_tokens is of class Embedding; LoRA is read for linear"
+    ):
         load_adapter(build("llama"), tmp_path / "embeddings")
 
 
@@ -326,7 +328,7 @@ def test_broken_folders_are_explained(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"holds no weights: adapter_model\.safetensors is missing"):
         load_adapter(build("llama"), tmp_path)
     (tmp_path / "adapter_model.bin").touch()
-    with pytest.raises(ModelError, match="a pickle that can run code when read. Convert it"):
+    with pytest.raises(ModelError, match=r"a pickle that can run code when read\. Convert it"):
         load_adapter(build("llama"), tmp_path)
     (tmp_path / "adapter_config.json").write_text("{")
     with pytest.raises(ModelError, match=r"adapter_config\.json is not JSON"):

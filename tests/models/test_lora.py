@@ -4,7 +4,7 @@ addition.
 
 import copy
 import math
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
@@ -126,7 +126,7 @@ def test_a_base_with_its_own_forward_or_hooks_is_called() -> None:
     x = torch.randn(3, 4, generator=seeded(1))
     own = Doubling(4, 6)
     hooked = nn.Linear(4, 6)
-    hooked.register_forward_hook(lambda module, args, output: output * 3)
+    hooked.register_forward_hook(lambda module, args, output: 3 * cast(torch.Tensor, output))
     for base in (own, hooked):
         adapted = LoraLinear.from_base(base, 2, 2.0, generator=seeded())
         with torch.no_grad():

@@ -214,7 +214,7 @@ def test_what_ended_an_answer() -> None:
 
 @pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2])
 def test_an_answer_ends_where_the_context_does(family: Callable[[], PreTrainedModel]) -> None:
-    """Its row stays in the batch while nine others go on, and learned positions end in an error past the last."""
+    """Its row stays in the batch while nine others go on; learned positions have none past the last."""
     model, prompts = family(), prompts_of([250, *[5] * 9])
     native = NativeGenerator(model, eos_token_ids=[])
     answers = native.generate(prompts, SamplingSettings(max_new_tokens=12))

@@ -1,0 +1,1 @@
+"""What was trained, in the forms that it is used in."""

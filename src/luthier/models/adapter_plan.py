@@ -57,9 +57,7 @@ class AdapterFiles:
 
 @dataclass(frozen=True)
 class PlannedLinear:
-    """One low-rank update: its factors, how they are scaled, and whether the weight it adds to is
-    transposed.
-    """
+    """One low-rank update: its factors, their scale, and whether the weight it adds to is transposed."""
 
     a_RK: Tensor
     b_MR: Tensor

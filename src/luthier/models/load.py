@@ -5,6 +5,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.errors import ModelError
@@ -80,7 +81,7 @@ def load_tokenizer(
     folder = resolve_model(name, revision=revision, offline=offline)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
+    except Exception as error:  # the tokenizers library raises plain Exception for a broken file
         raise ModelError(f"model {name}: its tokenizer cannot be loaded ({_first_line(error)}).") from error
     if not tokenizer.is_fast:
         raise ModelError(
@@ -98,7 +99,7 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     """
     try:
         model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
-    except (ValueError, OSError, KeyError, RuntimeError) as error:
+    except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]
 

@@ -1,0 +1,61 @@
+"""Write what a run trained in the form that it is used in: merged into its base model."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from luthier.config.tree import Config
+from luthier.errors import ConfigError
+
+FORMS = ("merged",)
+
+
+def command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
+    to: Annotated[str, typer.Option(help=f"The form: {', '.join(FORMS)}.")] = "merged",
+    out: Annotated[
+        Path | None, typer.Option(help="Where to write. Absent: a folder of that name in the run's.")
+    ] = None,
+) -> None:
+    """Write what a run trained in the form that it is used in.
+
+    Example: luthier export runs/tickets --to merged
+    """
+    from luthier.config.load import load_config
+    from luthier.runs.folder import RunFolder
+
+    if to not in FORMS:
+        raise ConfigError(
+            f"--to is {to!r}, which is not a form that can be written. Known: {', '.join(FORMS)}."
+        )
+    folder = RunFolder.open(run)
+    if folder.model.is_dir():
+        raise ConfigError(
+            f"{run} tuned all weights, so there is no adapter to merge: its model is {folder.model}."
+        )
+    if not folder.adapter.is_dir():
+        raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
+    target = out if out is not None else folder.path / to
+    _merge(load_config(folder.config), folder.adapter, target)
+    print(f"merged model: {target}")
+
+
+def _merge(config: Config, adapter: Path, target: Path) -> None:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from luthier.export.merge import merge_to_folder
+    from luthier.models.load import resolve_model
+
+    base = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("merging", total=None)
+        merge_to_folder(
+            base,
+            adapter,
+            target,
+            progress=lambda done, total, shard: bar.update(
+                task, completed=done, total=total, description=shard
+            ),
+        )

@@ -1,0 +1,69 @@
+"""`luthier export RUN --to merged`: a run's folder in, a model folder out, or one message."""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from lora_models import build, difference, logits, teach
+from luthier.cli.main import main
+from luthier.models.adapter_files import load_adapter, save_adapter
+from luthier.models.lora import apply_lora
+from luthier.runs.folder import RunFolder
+
+
+def finished(root: Path, trained: str = "adapter") -> RunFolder:
+    """A run on a tiny base model, as training leaves it."""
+    build("llama").save_pretrained(root / "base")
+    config = f"model: {root / 'base'}\ndata: rows.jsonl\nlora: {{rank: 2}}\n"
+    folder = RunFolder.create(root / "runs", "tiny", config_yaml=config)
+    if trained == "adapter":
+        model = build("llama")
+        apply_lora(model, rank=2)
+        teach(model)
+        save_adapter(model, folder.adapter, base_name=str(root / "base"))
+    elif trained == "model":
+        folder.model.mkdir()
+    return folder
+
+
+@pytest.mark.parametrize("own_place", [False, True])
+def test_merges_into_the_runs_folder_or_where_it_is_told(
+    own_place: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    target = tmp_path / "elsewhere" / "model" if own_place else folder.path / "merged"
+    out = ["--out", str(target)] if own_place else []
+    assert main(["export", str(folder.path), "--to", "merged", *out]) == 0
+    assert capsys.readouterr().out == f"merged model: {target}\n"
+    merged, adapted = AutoModelForCausalLM.from_pretrained(target), build("llama")
+    load_adapter(adapted, folder.adapter)
+    assert difference(logits(merged), logits(adapted)) < 1e-5
+    assert difference(logits(merged), logits(build("llama"))) > 0.01
+
+
+@pytest.mark.parametrize(
+    ("trained", "options", "message"),
+    [
+        (
+            "adapter",
+            ["--to", "gguf"],
+            "--to is 'gguf', which is not a form that can be written. Known: merged.",
+        ),
+        ("model", [], "tuned all weights, so there is no adapter to merge: its model is"),
+        ("nothing", [], "has no adapter/ yet: it has not finished. Continue it with --resume."),
+    ],
+)
+def test_what_cannot_be_exported(
+    trained: str, options: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path, trained)
+    assert main(["export", str(folder.path), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = finished(tmp_path)
+    (folder.path / "merged").mkdir()
+    assert main(["export", str(folder.path)]) == 2
+    assert "merged exists already" in capsys.readouterr().err.replace("\n", " ")

@@ -1,0 +1,37 @@
+"""What every schedule promises: warm-up, bounds, the end."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from luthier.optim.schedules import SHAPES, Schedule
+
+
+@given(
+    st.sampled_from(sorted(SHAPES)),
+    st.integers(2, 400),
+    st.floats(0, 0.5),
+    st.floats(0, 1),
+    st.floats(0.05, 0.5),
+)
+def test_every_schedule_rises_then_never_rises_again_and_ends_where_it_should(
+    name: str, total: int, warmup: float, floor: float, decay: float
+) -> None:
+    schedule = Schedule(name, total, int(warmup * total), floor, decay)
+    factors = [schedule(step) for step in range(total)]
+    peak = schedule.warmup_steps
+    assert all(factor == (step + 1) / peak for step, factor in enumerate(factors[:peak]))
+    assert factors[peak] == pytest.approx(1) and all(floor - 1e-12 <= f <= 1 + 1e-12 for f in factors[peak:])
+    assert all(a >= b - 1e-12 for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
+    if total - peak > 1:
+        assert factors[-1] == pytest.approx(1 if name == "constant" else floor)
+    assert schedule(total + 5) == pytest.approx(factors[-1]) or total - peak <= 1
+
+
+def test_values_by_hand() -> None:
+    assert Schedule("cosine", 11)(5) == pytest.approx(0.5)
+    assert Schedule("cosine", 11)(2) == pytest.approx(0.5 * (1 + math.cos(0.2 * math.pi)))
+    assert Schedule("linear", 11, min_ratio=0.2)(5) == pytest.approx(0.6)
+    wsd = Schedule("wsd", 100, 10, decay_ratio=0.2)
+    assert wsd(9) == 1 and wsd(79) == pytest.approx(1) and 0.4 < wsd(89) < 0.6 and wsd(99) == pytest.approx(0)

@@ -1,0 +1,23 @@
+"""Twenty steps of every method on a tiny model give the losses that were recorded.
+
+Record anew only from a clean tree and say why: LUTHIER_RECORD=1 is read here alone, never by the package.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from training_parts import chat_rows, make_trainer, method_names
+
+FOLDER = Path(__file__).resolve().parents[1] / "golden"
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_twenty_steps_are_the_recorded_ones(method: str) -> None:
+    trainer = make_trainer(chat_rows(30), method=method, steps=20)
+    losses = [trainer.step(trainer.source.step(i)).values["loss"] for i in range(20)]
+    file = FOLDER / f"{method}.json"
+    if os.environ.get("LUTHIER_RECORD"):
+        file.write_text(json.dumps(losses, indent=1) + "\n")
+    assert losses == pytest.approx(json.loads(file.read_text()), rel=1e-4)
