@@ -1,10 +1,10 @@
 """The forest batch: predictions point to the right tokens, in every layout of segments."""
 
+import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from luthier.data.batch import Example, Segment, collate
 
-import numpy as np
+from luthier.data.batch import Example, Segment, collate
 
 
 @st.composite
@@ -15,7 +15,9 @@ def examples(draw: st.DrawFn) -> list[Example]:
         for index in range(draw(st.integers(1, 5))):
             length = draw(st.integers(1, 5))
             ids = np.array(draw(st.lists(st.integers(0, 50), min_size=length, max_size=length)), np.int32)
-            weights = np.array(draw(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=length, max_size=length)))
+            weights = np.array(
+                draw(st.lists(st.sampled_from([0.0, 1.0, 0.5]), min_size=length, max_size=length))
+            )
             segments.append(Segment(ids, weights.astype(np.float32), draw(st.integers(-1, index - 1))))
         result.append(Example(tuple(segments), row=row, columns={"label": float(row % 2)}))
     return result

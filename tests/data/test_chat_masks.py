@@ -1,4 +1,4 @@
-# ruff: noqa: E501, RUF001 - control tokens are written as models have them
+# ruff: noqa: RUF001 - control tokens are written as models have them
 """The mask law: no prompt token is a target, no assistant token is lost, or the row is refused with its reason.
 
 The oracle knows nothing of templates: every word of a conversation is unique, so it is enough to look for the

@@ -247,8 +247,8 @@ def test_template_that_cannot_be_trained_with_can_still_write_a_prompt(
             r"where the answer of message 2 \(assistant\) begins is not certain",
         ),
         (
-            CHATML.replace("'<|im_end|>\n'", "('<|im_end|>\n' if message.content != 'x' else '<|end|>\n')", 1),
-            chat("a", "x"),
+            CHATML.replace("'<|im_end|>\n'", "('<|im_end|>\n' if message.content != 'word word' else '<|end|>\n')", 1),
+            chat("a", "word word"),
             r"where the answer of message 2 \(assistant\) ends is not certain",
         ),
         (

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from luthier.data.batch import Batch
 from luthier.data.loader import StepSource, Subset, hold_out, in_order
 from training_parts import chat_rows

@@ -163,11 +163,13 @@ def test_a_written_date_names_one_day(tickets: ModuleType, seed: int) -> None:
 
 
 def test_one_amount_in_each_style(tickets: ModuleType) -> None:
-    drawn = [tickets.draw_amount(random.Random(seed)) for seed in range(2000)]
+    rng = random.Random(0)
+    drawn = [tickets.draw_amount(rng) for _ in range(20_000)]
     assert {currency for _, _, currency in drawn} == {"USD", "EUR", "GBP"}
     assert any("," in written for written, _, _ in drawn)
     for written, number, _ in drawn:
-        assert float(re.sub(r"[^0-9.]", "", written.replace(",", "."))) == number
+        digits = re.sub(r"[^0-9.]", "", written.replace(",", "."))
+        assert json.dumps(number) == (digits.rstrip("0") if "." in digits else digits)
 
 
 def test_ordinals(tickets: ModuleType) -> None:
@@ -177,13 +179,13 @@ def test_ordinals(tickets: ModuleType) -> None:
 
 def test_rows_are_short_and_varied(tickets: ModuleType) -> None:
     """Short, for the quickstart's ten minutes; varied, so that there is something to learn."""
-    train, test = tickets.make_split(640, 200, 0)
+    train, test = tickets.make_split(760, 200, 0)
     rows = train + test
     assert sum(len(row.mail) for row in rows) / len(rows) < 180
     assert max(len(row.mail) for row in rows) < 320
     for key in ("order", "date", "amount"):
-        assert 0.3 < sum(key in row.ticket for row in rows) / len(rows) < 0.6
-    assert sum("none" not in {kind for _, _, kind in row.openings} for row in rows) > 0.7 * len(rows)
+        assert 0.2 < sum(key in row.ticket for row in rows) / len(rows) < 0.6
+    assert sum("none" not in {kind for _, _, kind in row.openings} for row in rows) > 0.6 * len(rows)
     for place in range(3):
         counts = Counter(row.subject[place] for row in train)
         assert max(counts.values()) < 2 * min(counts.values())
@@ -238,5 +240,5 @@ def test_the_config_is_valid_and_fits_the_rows(tickets: ModuleType) -> None:
     assert config.data.eval_path == ["examples/tickets/data/test.jsonl"]
     assert set(config.eval.metrics) <= set(names())
     assert "exact_match" in config.eval.metrics
-    longest = max(len(row.mail) for row in tickets.make_split(640, 200, 0)[0])
+    longest = max(len(row.mail) for row in tickets.make_split(760, 200, 0)[0])
     assert config.max_length > longest  # a token is at least one character of this text

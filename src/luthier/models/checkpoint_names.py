@@ -33,9 +33,7 @@ def checkpoint_names(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
 
 
 def _with_prefix(name: str, prefix: str, known: set[str]) -> str:
-    """The name under which the model knows it: checkpoints of the bare decoder lack the prefix, others have
-    one more.
-    """
+    """The name under which the model knows it; checkpoints may lack the decoder's prefix or have it once more."""
     for candidate in (name, f"{prefix}.{name}", name.removeprefix(f"{prefix}.")):
         if candidate in known:
             return candidate

@@ -215,9 +215,7 @@ Adapter = LoraLinear | WholeModule
 
 @dataclass(frozen=True)
 class LoraReport:
-    """What an adapter touches: the adapted and the wholly trained modules, and how much of the model that
-    is.
-    """
+    """What an adapter touches: the adapted and the wholly trained modules, and their share of the model."""
 
     targets: tuple[str, ...]
     saved: tuple[str, ...]

@@ -46,7 +46,7 @@ class Examiner:
                 question_of(held_out.example(i), tokenizer) for i in range(min(wanted, available))
             ]
         stop = stop_ids(model, tokenizer)
-        self.generator = NativeGenerator(model, eos_token_ids=stop, tokenizer=tokenizer)  # pyright: ignore[reportArgumentType]
+        self.generator = NativeGenerator(model, eos_token_ids=stop, tokenizer=tokenizer)
 
     def examine(
         self, when: Literal["before", "after"], step: int, folder: RunFolder, writer: MetricsWriter, say: Say
