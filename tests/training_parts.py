@@ -36,7 +36,7 @@ class Rows:
     def example(self, index: int) -> Example:
         return self.examples[index]
 
-    def where(self, row: int) -> str:
+    def locate(self, row: int) -> str:
         return f"rows.jsonl:{row + 1}"
 
 

@@ -23,7 +23,8 @@ def main(overrides: list[str]) -> int:
     """Runs the example and returns the exit status."""
     started = time.monotonic()
     data = HERE / "data"
-    make_tickets.main(["--out", str(data)])
+    if status := make_tickets.main(["--out", str(data)]):
+        return status
     print(
         f"\nFine-tuning on {data / 'train.jsonl'}; on two CPU cores this takes about {EXPECTED_MINUTES} minutes.\n"
     )
@@ -42,7 +43,7 @@ def main(overrides: list[str]) -> int:
     print(f"report:        {result.report}")
     print(f"adapter:       {result.trained}")
     print(f"merged model:  {merged}")
-    print(f"talk to it:    luthier chat {result.folder}")
+    print(f"talk to it:    .venv/bin/luthier chat {result.folder} --system {make_tickets.SYSTEM!r}")
     for name in ("json_valid", "field_f1", "exact_match"):
         print(f"{name.replace('_', ' ')}: {result.before[name]:.3f} -> {result.after[name]:.3f}")
     return 0

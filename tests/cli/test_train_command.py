@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from luthier.cli.train import summary
 from luthier.config.dump import dump_config
 from tiny_runs import tiny_config
@@ -27,7 +28,10 @@ def test_train_chat_export_and_runs(folder: Path) -> None:
     (folder / "run.yaml").write_text(dump_config(config))
     done = luthier("train", "run.yaml", "optim.lr=5e-3", folder=folder)
     assert done.returncode == 0, done.stderr
-    assert "exact match: 0.000 -> " in done.stdout and f"try it:  luthier chat {config.run.root}/first" in done.stdout
+    assert (
+        "exact match: 0.000 -> " in done.stdout
+        and f"try it:  luthier chat {config.run.root}/first" in done.stdout
+    )
     assert "lr: 0.005" in (folder / "runs/first/config.yaml").read_text()
     said = luthier("chat", "runs/first", "--once", "red cat", "--max-new-tokens", "4", folder=folder)
     assert said.returncode == 0, said.stderr

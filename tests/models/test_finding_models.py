@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from luthier.errors import ModelError
 from luthier.models import demo, device
 from luthier.models.gguf import convert_gguf
@@ -27,7 +28,14 @@ def small_demo(monkeypatch: pytest.MonkeyPatch) -> demo.Demo:
     """A demo whose file is a few bytes, in a package that is not installed."""
     content = b"GGUF and so on"
     made = demo.Demo(
-        "small", "a test", "Apache-2.0", "no-such-package", "1.0", "pack/x.gguf", hashlib.sha256(content).hexdigest(), 14
+        "small",
+        "a test",
+        "Apache-2.0",
+        "no-such-package",
+        "1.0",
+        "pack/x.gguf",
+        hashlib.sha256(content).hexdigest(),
+        14,
     )
     monkeypatch.setitem(demo.DEMOS, "small", made)
     return made
@@ -102,7 +110,9 @@ def test_dtypes_by_what_the_device_can_do(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(device, "computes_bf16", lambda where, can=can: can)
         assert device.pick_dtype("auto", CPU) is expected
     assert device.pick_dtype("float32", CPU) is torch.float32
-    with pytest.raises(ModelError, match=r"model\.dtype is bfloat16, but this CPU has no bfloat16 instructions"):
+    with pytest.raises(
+        ModelError, match=r"model\.dtype is bfloat16, but this CPU has no bfloat16 instructions"
+    ):
         device.pick_dtype("bfloat16", CPU)
     with pytest.raises(ModelError, match=r"model\.dtype is float16, but CPUs have no fast float16"):
         device.pick_dtype("float16", CPU)

@@ -4,8 +4,9 @@ import copy
 
 import pytest
 import torch
-from luthier.optim.adamw import AdamW, MasterAdamW
 from torch import nn
+
+from luthier.optim.adamw import AdamW, MasterAdamW
 
 
 def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -15,7 +16,9 @@ def network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
 
 def train(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int, first: int = 0) -> None:
     for step in range(first, first + steps):
-        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).to(next(model.parameters()).dtype)
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step)).to(
+            next(model.parameters()).dtype
+        )
         optimizer.zero_grad()
         model(x).square().sum().backward()
         optimizer.step()

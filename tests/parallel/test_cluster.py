@@ -4,6 +4,7 @@ import sys
 
 import pytest
 import torch
+
 from luthier.errors import ConfigError
 from luthier.parallel.cluster import Cluster, join_cluster
 from luthier.parallel.launch import is_worker, relaunch
@@ -31,7 +32,16 @@ def test_relaunch_hands_the_command_to_torchrun(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("os.execv", lambda *arguments: seen.extend(arguments))
     relaunch(2, ["train", "run.yaml"])
     assert seen[0] == sys.executable and seen[1][1:] == [  # pyright: ignore[reportIndexIssue]
-        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "luthier", "train", "run.yaml")
+        *(
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node=2",
+            "-m",
+            "luthier",
+            "train",
+            "run.yaml",
+        )
     ]
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert is_worker()

@@ -7,6 +7,8 @@ import numpy as np
 import peft
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
 from luthier.data.batch import Example, Segment, collate
 from luthier.data.chat import ChatTemplate
 from luthier.data.prepare import TokenDataset, prepare
@@ -19,12 +21,13 @@ from luthier.models.policy import Policy
 from luthier.models.tripwire import choose_policy
 from luthier.rollout.native import NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
-from transformers import AutoModelForCausalLM, PreTrainedModel
 
 NAME = "demo:smollm2-135m"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(demo.locate(demo.find_demo(NAME)) is None, reason="the demo weights are not installed"),
+    pytest.mark.skipif(
+        demo.locate(demo.find_demo(NAME)) is None, reason="the demo weights are not installed"
+    ),
 ]
 
 
@@ -52,8 +55,16 @@ def taught(base: Path) -> PreTrainedModel:
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> TokenDataset:
     file = tmp_path_factory.mktemp("data") / "chats.jsonl"
-    answers = ("Paris.", "Four, since two and two make four.", "It is blue because short waves scatter more than long.")
-    questions = ("What is the capital of France?", "2+2?", "Why is the sky blue? Answer in one sentence, please.")
+    answers = (
+        "Paris.",
+        "Four, since two and two make four.",
+        "It is blue because short waves scatter more than long.",
+    )
+    questions = (
+        "What is the capital of France?",
+        "2+2?",
+        "Why is the sky blue? Answer in one sentence, please.",
+    )
     with file.open("w") as out:
         for question, answer in zip(questions, answers, strict=True):
             messages = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -85,26 +96,33 @@ def plain_gradients(model: PreTrainedModel, rows: list[Example]) -> dict[str, to
 
 
 def distance(one: dict[str, torch.Tensor], truth: dict[str, torch.Tensor]) -> float:
+    """Of all gradients together, relative."""
     assert one.keys() == truth.keys()
-    return float(torch.stack([(one[name] - truth[name]).norm() for name in truth]).norm())
+    difference = torch.stack([(one[name] - truth[name]).norm() for name in truth]).norm()
+    return float(difference / torch.stack([gradient.norm() for gradient in truth.values()]).norm())
 
 
-def test_gradients_are_as_near_the_exact_ones_as_transformers_own(base: Path, rows: TokenDataset) -> None:
-    """Packed, and split into micro-batches: in fp32 no more than twice the rounding of the plain model."""
-    policy = choose_policy(taught(base)).policy
-    assert policy.layout == "packed"
-    exact = plain_gradients(taught(base).double(), examples(rows))
-    plain = distance(plain_gradients(taught(base), examples(rows)), exact)
-    assert plain > 0
+def test_packed_equals_one_document_at_a_time_and_any_split(base: Path, rows: TokenDataset) -> None:
+    """In fp64, because fp32 rounding alone moves these gradients by 1e-5 to 1e-4 on the plain model too."""
+    truth = plain_gradients(taught(base).double(), examples(rows))
+    policy = Policy(taught(base).double(), "packed")
     for split in ([examples(rows)], [[row] for row in examples(rows)]):
-        assert distance(gradients(policy, split), exact) <= 2 * plain
+        assert distance(gradients(policy, split), truth) <= 1e-10
+
+
+def test_the_real_model_takes_the_fast_path(base: Path) -> None:
+    choice = choose_policy(fresh(base))
+    assert choice.policy.layout == "packed" and not choice.reasons
 
 
 def test_generation_scores_as_training_does(base: Path, rows: TokenDataset) -> None:
     model = taught(base)
     tokenizer = load_tokenizer(NAME)
     generator = NativeGenerator(model, eos_token_ids=(2,), tokenizer=tokenizer)
-    prompts = [example.segments[0].ids[: int(np.flatnonzero(example.segments[0].weights)[0])] for example in examples(rows)]
+    prompts = [
+        example.segments[0].ids[: int(np.flatnonzero(example.segments[0].weights)[0])]
+        for example in examples(rows)
+    ]
     settings = SamplingSettings(max_new_tokens=12, temperature=0.8, seed=3)
     policy = choose_policy(model).policy
     for prompt, (completion,) in zip(prompts, generator.generate(prompts, settings), strict=True):
@@ -116,7 +134,9 @@ def test_generation_scores_as_training_does(base: Path, rows: TokenDataset) -> N
         assert logp.tolist() == pytest.approx(completion.logp, abs=2e-4)
 
 
-def test_adapter_goes_to_peft_and_back_and_merges_exactly(base: Path, rows: TokenDataset, tmp_path: Path) -> None:
+def test_adapter_goes_to_peft_and_back_and_merges_exactly(
+    base: Path, rows: TokenDataset, tmp_path: Path
+) -> None:
     model = taught(base)
     ids = torch.tensor(examples(rows)[2].segments[0].ids).long()[None]
     with torch.no_grad():

@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from training_parts import chat_rows, make_trainer, method_names
 
 FOLDER = Path(__file__).resolve().parents[1] / "golden"

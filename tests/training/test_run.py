@@ -176,7 +176,9 @@ def test_a_full_disk_while_saving_leaves_the_checkpoint_before(
 
 def test_a_run_describes_itself(straight: Path) -> None:
     names = {path.name for path in straight.iterdir()}
-    wanted = "config.yaml metrics.jsonl ledger.json audit.jsonl environment.json adapter report.html samples.jsonl"
+    wanted = (
+        "config.yaml metrics.jsonl ledger.json audit.jsonl environment.json adapter report.html samples.jsonl"
+    )
     assert names >= set(wanted.split())
     ledger = json.loads((straight / "ledger.json").read_text())
     assert ledger["train"]["read"] == 40 == ledger["train"]["kept"]

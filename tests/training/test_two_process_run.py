@@ -7,14 +7,15 @@ import sys
 import time
 from pathlib import Path
 
-import luthier
 import pytest
 import torch
+from safetensors.torch import load_file
+
+import luthier
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import read_metrics
-from safetensors.torch import load_file
 from tiny_runs import tiny_config
 
 NO_DROPOUT = {"lora": {"rank": 4, "dropout": 0.0}}

@@ -7,7 +7,7 @@ from luthier.config.places import Fault, KeyPath, Places, dotted, in_order
 from luthier.config.plugins import is_own_file
 from luthier.config.tree import Config
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet")
+DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
 
 
 def path_faults(config: Config, places: Places) -> list[str]:
@@ -48,10 +48,10 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
 
 def _data_fault(path: Path) -> str:
     if path.is_dir():
-        if any(entry.suffix in DATA_SUFFIXES for entry in path.iterdir()):
+        if any(entry.name.lower().endswith(DATA_SUFFIXES) for entry in path.iterdir()):
             return ""
         return f"{path} is a folder without {', '.join(DATA_SUFFIXES)} files"
-    if path.is_file() and path.suffix not in DATA_SUFFIXES:
+    if path.is_file() and not path.name.lower().endswith(DATA_SUFFIXES):
         return f"{path} is none of {', '.join(DATA_SUFFIXES)}; convert it"
     return _file_fault(path)
 

@@ -28,6 +28,10 @@ class Dataset(Protocol):
         """One row."""
         ...
 
+    def locate(self, row: int) -> str:
+        """Where the row came from whose example carries this number, for messages."""
+        ...
+
 
 class StepSource:
     """Yields, for each optimizer step, this rank's micro-batches.
@@ -112,6 +116,10 @@ class Subset:
     def example(self, index: int) -> Example:
         """One row."""
         return self.dataset.example(int(self.rows[index]))
+
+    def locate(self, row: int) -> str:
+        """Where the row came from whose example carries this number."""
+        return self.dataset.locate(row)
 
 
 def hold_out(dataset: Dataset, num_rows: int, seed: int) -> tuple[Subset, Subset]:

@@ -77,6 +77,10 @@ class TokenDataset:
         """The `file:line` that a row was read from."""
         return f"{self._files[int(self._file_of[index])]}:{int(self._lines[index])}"
 
+    def locate(self, row: int) -> str:
+        """The `file:line` of the row whose examples carry this number."""
+        return self.where(int(np.searchsorted(self._rows, row)))
+
 
 def prepare(
     paths: Sequence[str | Path],

@@ -1,5 +1,6 @@
 """The one place that knows how transformers wires attention, and what changes between its versions."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
+from transformers.utils import logging
 
 from luthier.kernels.attention import AttentionRule, Forest, forest_attention
 
@@ -62,3 +64,16 @@ def plain_attention(model: PreTrainedModel) -> Iterator[None]:
 def use_plain_attention(model: PreTrainedModel) -> None:
     """Gives the model transformers' own attention for good."""
     model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+
+
+@contextmanager
+def bars_on_terminals_only() -> Iterator[None]:
+    """Keeps transformers' progress bars out of log files and pipes."""
+    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+        yield
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()

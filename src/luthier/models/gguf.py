@@ -6,7 +6,11 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
 from luthier.errors import ModelError
+from luthier.models.compat import bars_on_terminals_only
 from luthier.places import cache_folder
 
 LAYOUT = 1  # raise when what is written changes, so that older conversions are not used
@@ -31,7 +35,8 @@ def convert_gguf(file: Path) -> Path:
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
-        _unpack(file, partial)
+        with bars_on_terminals_only():
+            _unpack(file, partial)
         (partial / "luthier.json").write_text(json.dumps({"from": file.name, "sha256": digest}))
         if not folder.exists():  # another process may have been faster
             partial.rename(folder)
@@ -46,9 +51,6 @@ def convert_gguf(file: Path) -> Path:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
     where = {"gguf_file": file.name, "local_files_only": True}
     try:
         tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from luthier.errors import ModelError
 from luthier.models import demo
+from luthier.models.compat import bars_on_terminals_only
 from luthier.models.gguf import convert_gguf
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -98,7 +99,8 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
         ModelError: transformers cannot build it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        with bars_on_terminals_only():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]

@@ -1,6 +1,7 @@
 """A loaded model in a few methods: answer, stream, score. What `luthier.load` returns."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from luthier.data.batch import Example, Segment, collate
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
 from luthier.models.inference import Loaded
+from luthier.models.policy import Policy
 from luthier.models.tripwire import choose_policy
 from luthier.rollout.native import Completion, NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
@@ -55,7 +57,11 @@ class Assistant:
         weights = (np.arange(len(ids)) >= len(prompt)).astype(np.float32)
         batch = collate([Example((Segment(ids, weights),))]).to(self.model.device)
         with torch.no_grad():
-            return choose_policy(self.model).policy(batch).tolist()
+            return self._policy(batch).tolist()
+
+    @cached_property
+    def _policy(self) -> Policy:
+        return choose_policy(self.model).policy
 
     def _template(self) -> ChatTemplate:
         if self.template is None:

@@ -18,6 +18,7 @@ from luthier.data.ledger import Ledger
 from luthier.data.loader import Dataset, StepSource, hold_out
 from luthier.data.prepare import TokenDataset, prepare
 from luthier.errors import ConfigError, DataError
+from luthier.evaluate.answers import Question
 from luthier.methods.base import Method
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.load import load_model, resolve_model
@@ -38,6 +39,8 @@ class Data:
     train: Dataset
     held_out: Dataset | None
     ledgers: dict[str, Ledger]
+    notes: tuple[str, ...]
+    """What a person should be told once."""
 
 
 def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
@@ -50,6 +53,21 @@ def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> ChatTe
             raise ConfigError(f"data.template {config.data.template} cannot be read: {error}") from error
         tokenizer.chat_template = source  # so that it is saved with what is trained
     return ChatTemplate(tokenizer, source, config.data.template_args)
+
+
+def prompt_notes(template: ChatTemplate, question: Question) -> list[str]:
+    """Says so if the model would later be asked in other words than it is trained on.
+
+    Templates of reasoning models write an empty block of thoughts into answers without any, but not into the
+    prompt for a new answer unless they are told to.
+    """
+    if question.prompt.rstrip().endswith(template.generation_prompt.rstrip()):
+        return []
+    return [
+        f"note: rows are learned after {question.prompt[-60:]!r}, but a new answer is asked for with "
+        f"{template.generation_prompt!r}. To make them equal, give the template the variable that closes the "
+        "gap, such as data.template_args.enable_thinking=false."
+    ]
 
 
 def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Say) -> Data:
@@ -78,25 +96,32 @@ def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Sa
         cluster.barrier()
     ledgers = {"train": train.ledger} | ({"eval": evaluated.ledger} if evaluated else {})
     if config.data.eval_rows == 0:
-        return Data(train, evaluated, ledgers)
+        return Data(train, evaluated, ledgers, train.notes)
     if config.data.eval_rows >= len(train):
         raise DataError(
             f"data.eval_rows is {config.data.eval_rows}, but only {len(train)} rows can be used; "
             "lower it, so that rows are left to learn from"
         )
     kept, held_out = hold_out(train, config.data.eval_rows, config.seed)
-    return Data(kept, held_out, ledgers)
+    return Data(kept, held_out, ledgers, train.notes)
 
 
 def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer, list[str]]:
     """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be."""
-    torch.manual_seed(config.seed)
+    torch.manual_seed(
+        config.seed + cluster.rank
+    )  # for dropout; all that ranks must share is drawn by generators
     if config.train.threads:
         torch.set_num_threads(config.train.threads)
     device = pick_device(config.model.device)
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
     dtype = pick_dtype(config.model.dtype, device)
+    if dtype is torch.float16:
+        raise ConfigError(
+            "model.dtype is float16, whose small range loses small gradients in training. "
+            "Set model.dtype: auto, bfloat16 or float32."
+        )
     folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
     choice = choose_policy(load_model(folder, dtype, device), config.model.packing)
     policy = choice.policy

@@ -1,5 +1,7 @@
 """Held-out prompts answered before and after training: samples for the report, and metrics if asked for."""
 
+import time
+from collections.abc import Callable
 from typing import Literal
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -55,7 +57,7 @@ class Examiner:
         if not self.questions:
             return {}
         say(f"answering {len(self.questions)} held-out prompts {when} training")
-        answers = answer(self.generator, self.questions, self.settings.answer_tokens)
+        answers = answer(self.generator, self.questions, self.settings.answer_tokens, _now_and_then(say))
         shown = list(zip(self.questions, answers, strict=True))[: self.settings.samples]
         append_samples(
             folder.samples,
@@ -68,3 +70,16 @@ class Examiner:
         values = metrics.score(answers[:rows], references, self.settings.metrics).values
         writer.write("evaluation", step, {"when": when, **values})
         return values
+
+
+def _now_and_then(say: Say, seconds: float = 10.0) -> Callable[[int, int], None]:
+    """Tells how many prompts are answered, at most every few seconds."""
+    last = time.monotonic()
+
+    def progress(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= seconds and done < total:
+            last = time.monotonic()
+            say(f"answered {done} of {total}")
+
+    return progress

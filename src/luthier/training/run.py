@@ -14,6 +14,7 @@ from luthier.config.tree import Config
 from luthier.data.loader import in_order
 from luthier.data.sources import list_files
 from luthier.errors import Interrupted, LuthierError, RunError
+from luthier.evaluate.answers import question_of
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.load import load_tokenizer
 from luthier.parallel.cluster import Cluster, join_cluster
@@ -21,10 +22,11 @@ from luthier.runs import audit
 from luthier.runs.atomic import atomic_folder
 from luthier.runs.environment import describe_environment
 from luthier.runs.folder import RunFolder, default_name
-from luthier.runs.metrics import MetricsWriter
+from luthier.runs.metrics import MetricsWriter, read_metrics
 from luthier.runs.progress import TrainProgress
+from luthier.runs.registry import task_metrics
 from luthier.runs.report import write_report
-from luthier.training.build import Data, Say, build_data, build_template, build_trainer
+from luthier.training.build import Data, Say, build_data, build_template, build_trainer, prompt_notes
 from luthier.training.checkpoint import load_checkpoint, load_weights, save_weights
 from luthier.training.examine import Examiner
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, log_steps
@@ -78,9 +80,12 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
 def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, say: Say) -> Result:
     """Everything between the folder's first file and its last."""
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, offline=config.offline)
-    data = build_data(config, build_template(config, tokenizer), cluster, say)
+    template = build_template(config, tokenizer)
+    data = build_data(config, template, cluster, say)
     for name, ledger in data.ledgers.items():
         say(f"{name} data: {ledger.summary()}")
+    for note in [*data.notes, *prompt_notes(template, question_of(data.train.example(0), tokenizer))]:
+        say(note)
     if cluster.is_main:
         _describe(folder, config, data, resume)
     trainer, notes = build_trainer(config, data, cluster)
@@ -97,7 +102,9 @@ def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, 
         if cluster.is_main and resume:
             writer.truncate_after(trainer.progress.step if steps else -1)
         before = {}
-        if cluster.is_main and not steps:
+        if cluster.is_main and steps:
+            before = task_metrics(read_metrics(folder.metrics), "before")
+        elif cluster.is_main:
             before = examiner.examine("before", 0, folder, writer, say)
         cluster.barrier()
         _train(config, folder, trainer, data, writer, say)
