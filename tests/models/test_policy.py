@@ -97,6 +97,22 @@ def test_every_layout_equals_one_document_at_a_time(
     assert relative(gradients(model, loss), truth) <= 1e-6
 
 
+@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("make", [documents, forest])
+def test_in_fp32_the_whole_gradient_is_within_a_millionth(
+    name: str, make: Callable[[], list[Example]]
+) -> None:
+    """Single tensors may be a little farther off: they are small, and fp32 rounds at 6e-8."""
+    examples, model = make(), ALL[name]()
+    truth_loss = plain_loss(model, examples)
+    truth = gradients(model, truth_loss)
+    loss = nll(choose_policy(model).policy, collate(examples))
+    torch.testing.assert_close(loss, truth_loss, rtol=1e-6, atol=0)
+    ours = gradients(model, loss)
+    difference = torch.stack([(ours[n] - truth[n]).norm() for n in truth]).norm()
+    assert float(difference) <= 1e-6 * float(torch.stack([g.norm() for g in truth.values()]).norm())
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_equals_padded(name: str) -> None:
     examples, model = documents(), FAMILIES[name]()
