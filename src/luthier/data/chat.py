@@ -22,7 +22,15 @@ from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, reasoning_of,
 from luthier.data.probe import Literals, ask
 from luthier.data.spans import Endings, assistant_spans
 from luthier.data.template import RESERVED, TemplateProgram
-from luthier.data.tokens import Span, TokenEncoder, Tokens, any_of, mark_targets, merged_spans
+from luthier.data.tokens import (
+    Span,
+    TokenEncoder,
+    Tokens,
+    any_of,
+    last_learned,
+    mark_targets,
+    merged_spans,
+)
 from luthier.errors import DataError, RowRefused
 
 if TYPE_CHECKING:
@@ -165,9 +173,7 @@ class ChatTemplate:
 
     def prompt_ids_of(self, encoded: Encoded) -> list[int]:
         """The ids before the last answer of a training row, with all the template wrote in front of it."""
-        learned = np.flatnonzero(encoded.targets)
-        gaps = np.flatnonzero(np.diff(learned) > 1)
-        return encoded.ids[: learned[gaps[-1] + 1 if len(gaps) else 0]].tolist()
+        return encoded.ids[: last_learned(encoded.targets).start].tolist()
 
     def pieces(self, encoded: Encoded) -> list[tuple[str, bool]]:
         """The text of a row in pieces, each with whether it is learned, to show it to people."""

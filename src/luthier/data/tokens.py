@@ -8,7 +8,7 @@ post-processor: with `add_special_tokens=False` that adds nothing, but it hides 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -115,3 +115,10 @@ def any_of(words: Iterable[str]) -> re.Pattern[str]:
         return re.compile("(?!)")
     first = "".join(re.escape(character) for character in sorted({word[0] for word in ordered}))
     return re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, ordered))})")
+
+
+def last_learned(targets: NDArray[Any]) -> slice:
+    """Where the last unbroken run of targets lies. There must be one."""
+    learned = np.flatnonzero(targets)
+    gaps = np.flatnonzero(np.diff(learned) > 1)
+    return slice(int(learned[gaps[-1] + 1 if len(gaps) else 0]), int(learned[-1]) + 1)

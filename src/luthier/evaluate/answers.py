@@ -3,10 +3,10 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Example
+from luthier.data.tokens import last_learned
 from luthier.rollout.native import NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
 
@@ -23,12 +23,9 @@ class Question:
 def question_of(example: Example, tokenizer: PreTrainedTokenizerFast) -> Question:
     """The last thing that the row teaches, as a question: its ids up to there are the prompt."""
     (segment,) = example.segments
-    learned = np.flatnonzero(segment.weights)
-    breaks = np.flatnonzero(np.diff(learned) > 1)
-    start = int(learned[breaks[-1] + 1] if len(breaks) else learned[0])
-    stop = int(learned[-1]) + 1
-    prompt_ids = tuple(int(i) for i in segment.ids[:start])
-    reference = tokenizer.decode(segment.ids[start:stop].tolist(), skip_special_tokens=True)
+    wanted = last_learned(segment.weights)
+    prompt_ids = tuple(int(i) for i in segment.ids[: wanted.start])
+    reference = tokenizer.decode(segment.ids[wanted].tolist(), skip_special_tokens=True)
     return Question(prompt_ids, str(tokenizer.decode(list(prompt_ids))), str(reference))
 
 
