@@ -83,10 +83,15 @@ def merge(run: str | Path, out: str | Path | None = None) -> Path:
         out: where to write; `merged` in the run's folder if absent.
     """
     from luthier.config.load import load_config
+    from luthier.errors import ModelError
     from luthier.export.merge import merge_to_folder
     from luthier.models.load import resolve_model
 
     folder = Path(run)
+    if not (folder / "adapter").is_dir() and (folder / "model").is_dir():
+        raise ModelError(
+            f"{folder} tuned all weights, so there is nothing to merge: {folder / 'model'} is whole."
+        )
     config = load_config(folder / "config.yaml")
     target = Path(out) if out is not None else folder / "merged"
     base = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)

@@ -128,7 +128,9 @@ def test_learning_lowers_the_loss_and_follows_the_schedule() -> None:
 
 def test_hooks_can_stop_the_run_and_a_signal_on_one_rank_stops_all() -> None:
     trainer = make_trainer()
-    trainer.hooks.append(lambda t, report: setattr(t, "stopping", "enough") if report.step == 3 else None)
+    trainer.hooks.append(
+        lambda t, report: setattr(t.progress, "stopping", "enough") if report.step == 3 else None
+    )
     assert trainer.run().step == 3
 
     class TwoRanks(Cluster):

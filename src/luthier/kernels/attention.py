@@ -5,7 +5,7 @@ q and k the queries and keys of one segment.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ class Forest:
     """Start of each segment in the stream; the last entry is the stream's length."""
     parents: tuple[int, ...]
     """For each segment the one it continues, -1 for a root."""
+    windows: set[int | None] = field(default_factory=set, compare=False)
+    """The windows that attention layers have asked for while this forest went through them."""
 
     def spans(self) -> Iterator[tuple[int, int, list[tuple[int, int]]]]:
         """Start and stop of each segment, and those of its ancestors from the root down."""
@@ -56,6 +58,7 @@ def forest_attention(
     Roots go through torch's fused causal attention; segments with ancestors get these keys and values in front.
     `sinks_H` are per-head logits that join the softmax and carry no value (arXiv:2309.17453).
     """
+    forest.windows.add(rule.window)
     outputs = []
     for start, stop, ancestors in forest.spans():
         pieces = [*ancestors, (start, stop)]

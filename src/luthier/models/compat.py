@@ -34,8 +34,8 @@ def attend_forest(
     """transformers' attention signature around `forest_attention`; one stream, [1, heads, T, size] each."""
     if forest is None or query.shape[0] != 1:
         raise ValueError("this model does not hand the forest of segments on to its attention layers")
-    if unused.get("position_bias") is not None:
-        raise ValueError("this model adds a position bias to its attention scores")
+    if attention_mask is not None or unused.get("position_bias") is not None:
+        raise ValueError("this model adds a mask or a bias of its own to its attention scores")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = AttentionRule(scale, sliding_window, softcap, dropout if module.training else 0.0)
     return forest_attention(query[0], key[0], value[0], forest, rule, s_aux)[None], None
@@ -50,20 +50,19 @@ def use_forest_attention(model: PreTrainedModel) -> None:
 @contextmanager
 def plain_attention(model: PreTrainedModel) -> Iterator[None]:
     """Gives the model transformers' own attention for a while: for caches, padding and comparisons."""
-    ours = model.config._attn_implementation
-    if ours != FOREST:
-        yield
-        return
+    was_ours = model.config._attn_implementation == FOREST
     use_plain_attention(model)
     try:
         yield
     finally:
-        model.set_attn_implementation(ours)
+        if was_ours:
+            model.set_attn_implementation(FOREST)
 
 
 def use_plain_attention(model: PreTrainedModel) -> None:
-    """Gives the model transformers' own attention for good."""
-    model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
+    """Takes Luthier's attention off the model again, if it has it."""
+    if model.config._attn_implementation == FOREST:
+        model.set_attn_implementation("sdpa" if model._supports_sdpa else "eager")
 
 
 @contextmanager

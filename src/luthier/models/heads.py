@@ -7,12 +7,13 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
+from luthier.models.lora import LoraLinear
 
 # Names under which configurations say that logits are multiplied, or divided, by a constant. Some families
 # multiply by what others divide by, so each reading is tried and the plain model decides (see tripwire.py).
 MULTIPLIERS = ("logit_scale", "lm_head_multiplier", "output_multiplier", "logits_scaling")
 DIVISORS = ("logits_scaling",)
-SOFTCAPS = ("final_logit_softcapping",)
+SOFTCAPS = ("final_logit_softcapping", "logits_soft_cap")
 
 
 class OutputHead:
@@ -21,23 +22,29 @@ class OutputHead:
     def __init__(self, model: PreTrainedModel, shape: LogitShape):
         self.model, self.shape = model, shape
 
-    def weights(self) -> tuple[Tensor, Tensor | None]:
-        """Weight [V, D] in effect and bias of the output embedding; an adapter on it is in the weight."""
+    def inputs(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Hidden states, weight [V, D] and bias of the output embedding, whose product are the raw logits.
+
+        An adapter on the head widens the first two by its rank: folded into a 16-bit weight, small updates
+        would be rounded away.
+        """
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
+        if isinstance(head, LoraLinear):
+            return *head.widened(hidden_ND), head.bias
         weight, bias = head.weight, getattr(head, "bias", None)
         assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
-        return weight, bias
+        return hidden_ND.to(weight.dtype), weight, bias
 
     def logprobs(self, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
         """Log-probability of each target, [N]; any loss may follow."""
-        return token_logprobs(hidden_ND, *self.weights(), target_N, self.shape)
+        return token_logprobs(*self.inputs(hidden_ND), target_N, self.shape)
 
     def linear_loss(
         self, hidden_ND: Tensor, target_N: Tensor, coefficient_N: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Σ coefficient · logp with its gradient formed on the way, and logp [N] detached."""
-        return linear_loss(hidden_ND, *self.weights(), target_N, coefficient_N, self.shape)
+        return linear_loss(*self.inputs(hidden_ND), target_N, coefficient_N, self.shape)
 
 
 def possible_shapes(config: Any) -> list[LogitShape]:

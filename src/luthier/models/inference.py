@@ -39,11 +39,12 @@ def load_for_inference(
     path = Path(name)
     template_args = {}
     adapter_folder: Path | None = None
+    revision: str | None = None
     tokenizer_name = base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
         template_args, offline = config.data.template_args, offline or config.offline
-        base = config.model.name
+        base, revision = config.model.name, config.model.revision
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
             tokenizer_name = str(adapter_folder)
@@ -55,22 +56,25 @@ def load_for_inference(
             )
     elif (path / "adapter_config.json").is_file():
         adapter_folder = path
-        base = json.loads((path / "adapter_config.json").read_text())["base_model_name_or_path"]
+        saved = json.loads((path / "adapter_config.json").read_text())
+        base, revision = saved["base_model_name_or_path"], saved.get("revision")
     where = pick_device(device)
-    model = load_model(resolve_model(base, offline=offline), pick_dtype(dtype, where), where)
+    model = load_model(
+        resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where
+    )
     if adapter_folder is not None and adapter:
         attach_adapter(model, adapter_folder)
-    tokenizer = _tokenizer(tokenizer_name, base, offline)
+    tokenizer = _tokenizer(tokenizer_name, base, revision, offline)
     template = ChatTemplate(tokenizer, template_args=template_args) if tokenizer.chat_template else None
     return Loaded(model, tokenizer, template, stop_ids(model, tokenizer))
 
 
-def _tokenizer(name: str, base: str, offline: bool) -> PreTrainedTokenizerFast:
+def _tokenizer(name: str, base: str, revision: str | None, offline: bool) -> PreTrainedTokenizerFast:
     """The adapter's own tokenizer where it was saved with one, the base model's otherwise."""
     own = Path(name)
     if own.is_dir() and (own / "tokenizer_config.json").is_file():
         return load_tokenizer_folder(own)
-    return load_tokenizer(base, offline=offline)
+    return load_tokenizer(base, revision=revision, offline=offline)
 
 
 def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerFast:

@@ -121,6 +121,17 @@ class LoraLinear(nn.Module):
         low = self.scale * (dropped @ self.lora_A.to(x.dtype).T)
         return self.base(x) + low @ self.lora_B.to(x.dtype).T
 
+    def widened(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Input and weight [M, K + R] whose product is the layer's: y = [x | s·drop(x)·Aᵀ] · [W | B]ᵀ."""
+        weight = self._base_weight()
+        weight_MK, x = (weight.T if self.transposed else weight), x.to(weight.dtype)
+        if not self.enabled:
+            return x, weight_MK
+        mask = dropout_mask(x, self.dropout) if self.training and self.dropout > 0 else None
+        dropped = x if mask is None else x * mask
+        low = self.scale * (dropped @ self.lora_A.to(x.dtype).T)
+        return torch.cat([x, low], -1), torch.cat([weight_MK, self.lora_B.to(weight.dtype)], 1)
+
     def delta_weight(self) -> Tensor:
         """What the adapter adds to the base's weight, in the base's layout and the masters' fp32."""
         with torch.no_grad():
@@ -220,7 +231,6 @@ class LoraReport:
     targets: tuple[str, ...]
     saved: tuple[str, ...]
     num_trainable: int
-    num_total: int
 
 
 def apply_lora(
@@ -348,5 +358,4 @@ def report(model: nn.Module) -> LoraReport:
         targets=tuple(name for name, module in present.items() if isinstance(module, LoraLinear)),
         saved=tuple(name for name, module in present.items() if isinstance(module, WholeModule)),
         num_trainable=sum(p.numel() for p in model.parameters() if p.requires_grad),
-        num_total=sum(p.numel() for p in model.parameters()),
     )

@@ -21,8 +21,13 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether LoRA can work on this module: nn.Linear, its subclasses, or the transposed layer of GPT-2."""
-    return isinstance(module, nn.Linear | Conv1D) and not isinstance(module, _NEVER_CALLED)
+    """Whether LoRA can work on this module: nn.Linear or the transposed layer of GPT-2, with their own forward.
+
+    Subclasses that compute something else, such as routers that return what they chose, are none.
+    """
+    if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, _NEVER_CALLED):
+        return False
+    return type(module).forward in (nn.Linear.forward, Conv1D.forward)
 
 
 def named(name: str, path: str) -> bool:

@@ -37,11 +37,8 @@ class Policy(nn.Module):
         self.head = OutputHead(model, shape or LogitShape())
         if layout == "packed":
             compat.use_forest_attention(model)
-
-    @property
-    def shares_prefixes(self) -> bool:
-        """Whether a segment with several children is computed once."""
-        return self.layout == "packed"
+        else:
+            compat.use_plain_attention(model)
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every prediction, [N], in fp32."""

@@ -85,10 +85,11 @@ class MasterAdamW(torch.optim.Optimizer):
         return state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restores the states as they were saved; torch's own would cast fp32 masters down to the weights' dtype."""
+        """Restores the states bit for bit; torch's own would cast fp32 masters down to the weights' dtype.
+
+        Settings such as decay stay those that this optimizer was built with.
+        """
         numbered = [p for group in self.param_groups for p in group["params"]]
-        for group, saved in zip(self.param_groups, state_dict["param_groups"], strict=True):
-            group.update({k: v for k, v in saved.items() if k != "params"})
         self.state.clear()
         for number, saved in state_dict["state"].items():
             parameter = numbered[number]

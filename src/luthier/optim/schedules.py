@@ -1,8 +1,8 @@
 """How the learning rate moves: a pure function of the step, so that there is no state to save.
 
-Warm-up rises linearly from 1/warm-up to 1; then `constant` stays, `linear` and `cosine` fall to `min_ratio`
-at the last step, and `wsd` (warm-up, stable, decay; arXiv:2404.06395) stays and falls linearly over the last
-`decay_ratio` of all steps.
+Warm-up rises linearly from 1/warm-up to 1. Then `constant` stays; `linear` and `cosine` fall towards `min_ratio`,
+which they would reach one step after the last (a last step at rate 0 would be wasted); `wsd` (warm-up, stable,
+decay; arXiv:2404.06395) stays and falls linearly over the last `decay_ratio` of all steps.
 """
 
 import math
@@ -24,8 +24,8 @@ class Schedule:
         """The factor at `step`; steps after the last keep the last factor."""
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
-        # 0 at the first step after warm-up, 1 at the last step of all
-        span = max(1, self.total_steps - 1 - self.warmup_steps)
+        # 0 at the first step after warm-up, 1 at the step after the last
+        span = max(1, self.total_steps - self.warmup_steps)
         progress = min(1.0, (step - self.warmup_steps) / span)
         return self.min_ratio + (1 - self.min_ratio) * SHAPES[self.name](progress, self)
 

@@ -12,6 +12,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+# Ranks wait for the main one while it reads data or answers prompts, however long that takes; a rank that dies
+# is the launcher's to notice.
+WAIT = timedelta(days=2)
 BUCKET_ELEMENTS = 32 * 1024 * 1024  # gradients sent in one message: few launches, little extra memory
 
 
@@ -32,7 +35,7 @@ class Cluster:
         return list(values)
 
     def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Adds up the gradients of all processes; one without a gradient counts as zero."""
+        """Adds up the gradients of all processes; one without a gradient counts as zero where others have one."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in order of rank, on every process."""
@@ -64,9 +67,13 @@ class DataParallel(Cluster):
         return total.tolist()
 
     def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
+        parameters = list(parameters)
+        used = self.sum([parameter.grad is not None for parameter in parameters])
         bucket: list[Tensor] = []
         size = 0
-        for parameter in parameters:
+        for parameter, ranks in zip(parameters, used, strict=True):
+            if ranks == 0:  # without a gradient on any rank, as it would be in a single process
+                continue
             bucket.append(parameter)
             size += parameter.numel()
             if size >= BUCKET_ELEMENTS:
@@ -99,7 +106,7 @@ def _reduce_bucket(parameters: list[Tensor]) -> None:
         gradient.copy_(reduced.view_as(gradient))
 
 
-def join_cluster(device_type: str, timeout: timedelta = timedelta(minutes=30)) -> Cluster:
+def join_cluster(device_type: str, timeout: timedelta = WAIT) -> Cluster:
     """The cluster that this process was started in, by what the launcher put in the environment."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world == 1:

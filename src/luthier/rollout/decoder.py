@@ -54,9 +54,15 @@ def traits_of(model: PreTrainedModel, token: int) -> Traits:
     caches = {name: cache for name, cache in found.items() if isinstance(cache, Cache)}
     arguments = frozenset(inspect.signature(model.forward).parameters)
     layers = [layer for cache in caches.values() for layer in cache.layers]
+    own_state = any(
+        type(cache).__module__ != Cache.__module__ for cache in caches.values()
+    )  # beside its layers
     # A model without position_ids finds positions by itself, and may count the padding.
     pads = (
-        bool(layers) and {"position_ids", "attention_mask"} <= arguments and all(map(_is_attention, layers))
+        bool(layers)
+        and not own_state
+        and {"position_ids", "attention_mask"} <= arguments
+        and all(map(_is_attention, layers))
     )
     return Traits(
         cache=next(iter(caches), None),

@@ -123,7 +123,7 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
             "Set model.dtype: auto, bfloat16 or float32."
         )
     folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
-    choice = choose_policy(load_model(folder, dtype, device), config.model.packing)
+    choice = choose_policy(load_model(folder, dtype, device), config.model.packing, config.max_length)
     policy = choice.policy
     notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
     notes.append(_adapt(config, policy.model))
@@ -183,7 +183,9 @@ def _adapt(config: Config, model: torch.nn.Module) -> str:
         modules_to_save=lora.modules_to_save,
         generator=torch.Generator().manual_seed(config.seed),
     )
-    return f"LoRA rank {lora.rank} on {len(report.targets)} layers"
+    stacked = sum(p.dim() > 2 for p in model.parameters())
+    besides = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
+    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{besides}"
 
 
 def _schedule(config: Config, total_steps: int) -> Schedule:

@@ -1,6 +1,6 @@
 """Checkpoints: all that a run needs to go on bit for bit, written whole or not at all.
 
-A checkpoint holds the trained weights (an adapter in PEFT's format, or a model folder) and `trainer.pt`:
+A checkpoint holds the trained weights (an adapter in PEFT's format, or all of them) and `trainer.pt`:
 optimizer, progress and the random state of every rank. The position in the data is a function of the step.
 """
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
 from luthier.errors import RunError
@@ -21,16 +21,19 @@ from luthier.training.loop import Trainer
 from luthier.training.progress import Progress
 
 STATE = "trainer.pt"
+WEIGHTS = "weights.safetensors"
 
 
-def save_checkpoint(trainer: Trainer, folder: RunFolder | None, base_name: str) -> Path | None:
+def save_checkpoint(
+    trainer: Trainer, folder: RunFolder | None, base_name: str, revision: str | None = None
+) -> Path | None:
     """Writes the checkpoint of the current step. Every rank takes part; the main one, which has a folder, writes."""
     states = trainer.cluster.gather(_random_state())
     path = None
     if folder is not None:
         path = folder.checkpoint(trainer.progress.step)
         with atomic_folder(path) as partial:
-            save_weights(trainer.policy.model, partial, base_name)
+            _save_weights(trainer.policy.model, partial, base_name, revision)
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
                 "progress": asdict(trainer.progress),
@@ -64,26 +67,20 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     _set_random_state(state["random"][trainer.cluster.rank])
 
 
-def save_weights(model: PreTrainedModel, folder: Path, base_name: str) -> None:
-    """What was trained: the adapter if there is one, all weights otherwise."""
+def _save_weights(model: PreTrainedModel, folder: Path, base_name: str, revision: str | None) -> None:
+    """The adapter in PEFT's format if there is one; otherwise all weights under the names they have in memory."""
     if adapters(model):
-        save_adapter(model, folder, base_name=base_name)
-    else:
-        model.save_pretrained(folder)
+        save_adapter(model, folder, base_name=base_name, revision=revision)
+    else:  # not save_pretrained: many families have other names on disk, which only loading a model translates
+        save_model(model, str(folder / WEIGHTS))
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Reads back what `save_weights` wrote, into the same model."""
+    """Reads the weights of a checkpoint back into the same model."""
     if adapters(model):
         load_adapter(model, folder)
-        return
-    saved: dict[str, torch.Tensor] = {}
-    for file in sorted(folder.glob("*.safetensors")):
-        saved.update(load_file(file))
-    missing = model.load_state_dict(saved, strict=False).missing_keys
-    tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    if lost := sorted(set(missing) - tied):
-        raise RunError(f"checkpoint {folder} lacks weights of this model: {', '.join(lost[:5])}.")
+    else:
+        load_model(model, folder / WEIGHTS)
 
 
 def prune_checkpoints(folder: RunFolder, keep: int, best_step: int) -> None:

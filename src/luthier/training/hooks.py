@@ -1,7 +1,9 @@
 """What happens after a step: logging, evaluation, early stop, checkpoints. Plain callables, called in order."""
 
+import math
 from collections.abc import Callable
 
+from luthier.config.tree import ModelSection
 from luthier.runs import audit
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
@@ -52,13 +54,14 @@ class EvaluateLoss:
         if trainer.cluster.is_main:
             self.tell(report.step, values)
         progress = trainer.progress
-        if progress.best_loss is None or values["loss"] < progress.best_loss:
+        best = math.inf if progress.best_loss is None else progress.best_loss
+        if values["loss"] < best:  # never so for a loss that is not a number
             progress.best_loss, progress.best_step, progress.bad_evaluations = values["loss"], report.step, 0
             return
         progress.bad_evaluations += 1
         if self.patience and progress.bad_evaluations >= self.patience and not last:
-            trainer.stopping = (
-                f"no better evaluation loss than {progress.best_loss:.4f} (step {progress.best_step}) "
+            progress.stopping = (
+                f"no better evaluation loss than {best:.4f} (step {progress.best_step}) "
                 f"in {progress.bad_evaluations} evaluations"
             )
 
@@ -66,8 +69,8 @@ class EvaluateLoss:
 class SaveCheckpoints:
     """Saves every `every` steps and whenever an evaluation was the best so far; keeps the newest and the best."""
 
-    def __init__(self, folder: RunFolder | None, base_name: str, every: int | None, keep: int):
-        self.folder, self.base_name, self.every, self.keep = folder, base_name, every, keep
+    def __init__(self, folder: RunFolder | None, model: ModelSection, every: int | None, keep: int):
+        self.folder, self.model, self.every, self.keep = folder, model, every, keep
 
     def __call__(self, trainer: Trainer, report: Report) -> None:
         due = self.every is not None and report.step % self.every == 0
@@ -76,7 +79,7 @@ class SaveCheckpoints:
 
     def save(self, trainer: Trainer) -> None:
         """Saves the current step. Every rank takes part."""
-        path = save_checkpoint(trainer, self.folder, self.base_name)
+        path = save_checkpoint(trainer, self.folder, self.model.name, self.model.revision)
         if self.folder is not None and path is not None:
             step = trainer.progress.step
             audit.append(self.folder.audit, "checkpoint", {"step": step, "path": f"checkpoints/{path.name}"})

@@ -55,12 +55,11 @@ class Trainer:
         self.device = self.parameters[0].device
         self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.progress = Progress()
-        self.stopping = ""  # a hook's reason to stop, the same on every rank
         self.interrupted = ""  # the signal that asks this rank to stop
 
     def run(self) -> Progress:
         """Trains until the schedule ends or something asks to stop."""
-        while self.progress.step < self.schedule.total_steps and not self._agreed_to_stop():
+        while not self._agreed_to_stop() and self.progress.step < self.schedule.total_steps:
             self.policy.train()
             report = self.step(self.source.step(self.progress.step))
             for hook in self.hooks:
@@ -87,7 +86,6 @@ class Trainer:
         elapsed = time.perf_counter() - start
         self.progress.step += 1
         self.progress.tokens += int(tokens)
-        self.progress.targets += units
         self.progress.seconds += elapsed
         return Report(self.progress.step, values | {"tokens": tokens, "tokens_per_second": tokens / elapsed})
 
@@ -99,7 +97,7 @@ class Trainer:
         """Whether to stop before the next step. All ranks leave at the same one, whichever got the signal."""
         if self.cluster.sum([bool(self.interrupted)])[0] > 0:
             self.interrupted = self.interrupted or "another rank was interrupted"
-        return bool(self.stopping or self.interrupted)
+        return bool(self.progress.stopping or self.interrupted)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's summed loss on one batch, by the cheaper head where the method allows it."""

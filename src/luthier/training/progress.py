@@ -9,10 +9,11 @@ class Progress:
 
     step: int = 0
     tokens: int = 0
-    targets: float = 0.0
     best_loss: float | None = None
     best_step: int = 0
     bad_evaluations: int = 0
+    stopping: str = ""
+    """Why a hook wants no further step, the same on every rank; also after a resume."""
     seconds: float = 0.0
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from luthier.config.dump import config_diff, dump_config
 from luthier.config.load import load_config
 from luthier.config.tree import Config
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 from luthier.runs.atomic import atomic_write_text
 from luthier.runs.folder import RunFolder
 
@@ -25,16 +25,19 @@ def find_run_to_resume(config: Config) -> Path:
         return root / config.run.name
     candidates = sorted(root.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in candidates:
-        if _unfinished(path.parent) and not _changes(load_config(path), config):
-            return path.parent
+        try:
+            if _unfinished(path.parent) and not _changes(load_config(path), config):
+                return path.parent
+        except LuthierError:
+            continue  # a broken neighbour is not the run that is looked for
     raise ConfigError(
         f"no unfinished run in {root} was started with this config. Name the one to resume with run.name=NAME "
         "(`luthier runs list` shows them)."
     )
 
 
-def check_same_config(config: Config, folder: RunFolder, allow_changes: bool) -> None:
-    """Refuses a config that differs from the run's own, with the differences; or notes it if that is allowed.
+def check_same_config(config: Config, folder: RunFolder, allow_changes: bool) -> bool:
+    """Whether the config is the run's own. Refuses another one, with the differences, or notes it if allowed.
 
     Raises:
         ConfigError: it differs, so the result would be that of neither config.
@@ -49,6 +52,7 @@ def check_same_config(config: Config, folder: RunFolder, allow_changes: bool) ->
     if changes:
         named = config.model_copy(update={"run": config.run.model_copy(update={"name": folder.name})})
         atomic_write_text(folder.config, dump_config(named))
+    return not changes
 
 
 def _unfinished(path: Path) -> bool:

@@ -16,23 +16,25 @@ from luthier.data.sources import list_files
 from luthier.errors import Interrupted, LuthierError, RunError
 from luthier.evaluate.answers import question_of
 from luthier.evaluate.loss import evaluate_loss
+from luthier.models.adapter_files import save_adapter
+from luthier.models.compat import bars_on_terminals_only, plain_attention
 from luthier.models.load import load_tokenizer
 from luthier.parallel.cluster import Cluster, join_cluster
 from luthier.runs import audit
 from luthier.runs.atomic import atomic_folder
 from luthier.runs.environment import describe_environment
 from luthier.runs.folder import RunFolder, default_name
-from luthier.runs.metrics import MetricsWriter, read_metrics
+from luthier.runs.metrics import MetricsWriter, read_metrics, series
 from luthier.runs.progress import TrainProgress
 from luthier.runs.registry import task_metrics
 from luthier.runs.report import write_report
 from luthier.training.build import Data, Say, build_data, build_template, build_trainer, prompt_notes
-from luthier.training.checkpoint import load_checkpoint, load_weights, save_weights
+from luthier.training.checkpoint import load_checkpoint, load_weights
 from luthier.training.examine import Examiner
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, log_steps
 from luthier.training.loop import Trainer
 from luthier.training.resume import check_same_config, find_run_to_resume
-from luthier.training.signals import stop_on_signals
+from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 
 
 @dataclass(frozen=True)
@@ -70,8 +72,11 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing
     try:
-        folder = _open_folder(config, resume, allow_changes, cluster)
-        with _ending_in_status(folder, cluster):
+        folder, finished = _open_folder(config, resume, allow_changes, cluster)
+        if finished:
+            say(f"{folder.path} is finished; to train longer, raise train.epochs and add --allow-changes")
+            return _result_of(folder, config)
+        with _ending_in_status(folder, cluster), terminate_as_interrupt():
             return _execute(config, folder, cluster, resume, say)
     finally:
         cluster.close()
@@ -141,7 +146,7 @@ def _train(
         progress.evaluated(values["loss"])
 
     own = folder if cluster.is_main else None
-    saver = SaveCheckpoints(own, config.model.name, config.checkpoint.every, config.checkpoint.keep)
+    saver = SaveCheckpoints(own, config.model, config.checkpoint.every, config.checkpoint.keep)
     if own is not None:
         trainer.hooks.append(log_steps(writer, progress, lambda: _gpu_memory(device)))
     trainer.hooks += [EvaluateLoss(held_out_loss, config.eval.every, config.eval.patience, tell), saver]
@@ -158,8 +163,8 @@ def _train(
                 f"{trainer.schedule.total_steps} and saved it. Continue with: "
                 f"luthier train {folder.path} --resume"
             )
-    if trainer.stopping:
-        say(f"stopped early: {trainer.stopping}")
+    if trainer.progress.stopping:
+        say(f"stopped early: {trainer.progress.stopping}")
     if trainer.progress.step not in folder.saved_steps():
         saver.save(trainer)
 
@@ -178,7 +183,12 @@ def _save_trained(
     """Writes `adapter/` or `model/` with tokenizer and chat template."""
     target = folder.adapter if config.lora else folder.model
     with atomic_folder(target) as partial:
-        save_weights(trainer.policy.model, partial, config.model.name)
+        model = trainer.policy.model
+        if config.lora:
+            save_adapter(model, partial, base_name=config.model.name, revision=config.model.revision)
+        else:
+            with plain_attention(model), bars_on_terminals_only():
+                model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return target
 
@@ -192,12 +202,27 @@ def _describe(folder: RunFolder, config: Config, data: Data, resume: bool) -> No
     audit.append(folder.audit, "resumed" if resume else "started", detail)
 
 
-def _open_folder(config: Config, resume: bool, allow_changes: bool, cluster: Cluster) -> RunFolder:
-    """The run's folder, made or opened by the main rank; every rank learns where it is, or the error."""
-    outcome: RunFolder | LuthierError | None = None
+def _result_of(folder: RunFolder, config: Config) -> Result:
+    """What a finished run has reached, read from its files."""
+    rows = read_metrics(folder.metrics)
+    losses = [loss for _, loss in series(rows, "eval", "loss") if loss is not None]
+    trained = folder.adapter if config.lora else folder.model
+    best = min(losses, default=None)
+    before, after = task_metrics(rows, "before"), task_metrics(rows, "after")
+    return Result(folder.path, trained, folder.report, best, before, after)
+
+
+def _open_folder(
+    config: Config, resume: bool, allow_changes: bool, cluster: Cluster
+) -> tuple[RunFolder, bool]:
+    """The run's folder, made or opened by the main rank, and whether there is nothing left to do in it.
+
+    Every rank learns both, or the error.
+    """
+    outcome: tuple[RunFolder, bool] | LuthierError | None = None
     if cluster.is_main:
         try:
-            outcome = _resumed(config, allow_changes) if resume else _created(config)
+            outcome = _resumed(config, allow_changes) if resume else (_created(config), False)
         except LuthierError as error:
             outcome = error
     outcome = cluster.gather(outcome)[0]
@@ -213,11 +238,12 @@ def _created(config: Config) -> RunFolder:
     return RunFolder.create(config.run.root, name, config_yaml=dump_config(named))
 
 
-def _resumed(config: Config, allow_changes: bool) -> RunFolder:
-    path = find_run_to_resume(config)
-    check_same_config(config, RunFolder.open(path), allow_changes)
-    folder = RunFolder.resume(path)
-    return folder
+def _resumed(config: Config, allow_changes: bool) -> tuple[RunFolder, bool]:
+    folder = RunFolder.open(find_run_to_resume(config))
+    unchanged = check_same_config(config, folder, allow_changes)
+    if unchanged and folder.status().state == "done":
+        return folder, True
+    return RunFolder.resume(folder.path), False
 
 
 @contextmanager

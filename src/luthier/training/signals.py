@@ -10,6 +10,19 @@ CAUGHT = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
+def terminate_as_interrupt() -> Iterator[None]:
+    """Lets SIGTERM end what is under way like Ctrl-C does: as KeyboardInterrupt, so that files are left in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def stop_on_signals(stop: Callable[[str], None]) -> Iterator[None]:
     """Calls `stop` with the signal's name at the first SIGINT or SIGTERM; a second SIGINT ends the process at once.
 
