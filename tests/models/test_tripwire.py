@@ -48,7 +48,8 @@ def gptj() -> PreTrainedModel:
 def qwen2_moe() -> PreTrainedModel:
     """A window that is in its mask only."""
     return build(
-        "qwen2_moe", sliding_window=16, use_sliding_window=True, max_window_layers=0, layer_types=["sliding_attention"] * 2,
+        "qwen2_moe", sliding_window=16, use_sliding_window=True, max_window_layers=0,
+        layer_types=["sliding_attention"] * 2,
         num_experts=2, num_experts_per_tok=1, moe_intermediate_size=16, shared_expert_intermediate_size=16,
     )  # fmt: skip
 

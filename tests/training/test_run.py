@@ -257,3 +257,28 @@ def test_data_that_cannot_be_used_stops_the_run(folder: Path, tmp_path: Path) ->
     short = write_chats(tmp_path / "chats.jsonl", 5)
     with pytest.raises(DataError, match=r"(?s)tokens"):
         train(tiny_config(folder, "d2", data={"path": str(short), "max_length": 8}))
+
+
+def test_an_early_stop_outlives_a_kill_and_nan_is_never_best(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(folder, "early", eval={"every": 2, "patience": 2}, checkpoint={"every": 2})
+    values = iter([float("nan"), 1.0, 2.0, 5.0])
+    monkeypatch.setattr("luthier.training.run.evaluate_loss", lambda *args: {"loss": next(values)})
+    with monkeypatch.context() as patch:  # the machine fails between the last step and the final files
+        patch.setattr("luthier.training.run._save_trained", lambda *args: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(config)
+    said: list[str] = []
+    result = luthier.train(config, resume=True, say=said.append)
+    assert result.eval_loss == 1.0 and RunFolder.open(result.folder).status().step == 8
+    assert "taking the weights of step 4, the best by evaluation loss" in said
+
+
+def test_a_finished_run_is_not_done_again(folder: Path, straight: Path) -> None:
+    said: list[str] = []
+    before = (straight / "audit.jsonl").read_bytes()
+    result = luthier.train(tiny_config(folder, "straight"), resume=True, say=said.append)
+    assert said == [f"{straight} is finished; to train longer, raise train.epochs and add --allow-changes"]
+    assert result.trained == straight / "adapter" and result.eval_loss is not None
+    assert (straight / "audit.jsonl").read_bytes() == before

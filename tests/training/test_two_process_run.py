@@ -67,3 +67,20 @@ def test_two_processes_give_the_run_of_one_and_resume_exactly(tmp_path: Path) ->
     again, again_losses = result(folder)
     assert again_losses == two_losses
     assert all(torch.equal(again[name], tensor) for name, tensor in two_weights.items())
+
+
+def test_an_interrupt_stops_both_processes_at_one_step_with_a_whole_checkpoint(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, "asked", train={"epochs": 200}, **NO_DROPOUT)
+    process = start(config)
+    folder = tmp_path / "runs" / "asked"
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-6").is_dir():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on to its processes
+    output, _ = process.communicate(timeout=120)
+    status = RunFolder.open(folder).status()
+    assert status.state == "interrupted" and status.step in RunFolder.open(folder).saved_steps(), output[
+        -3000:
+    ]
+    assert process.returncode != 0

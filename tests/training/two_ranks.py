@@ -1,4 +1,4 @@
-"""Run by torchrun from test_loop.py: four steps on this rank's share; rank 0 saves the weights and losses."""
+"""Run by torchrun from test_loop.py: four steps on this rank's share; rank 0 saves weights, losses and gradient norms."""
 
 import sys
 from datetime import timedelta
@@ -16,7 +16,8 @@ if __name__ == "__main__":
     packs, out = sys.argv[1:]
     cluster = join_cluster("cpu", timedelta(seconds=60))
     trainer = make_trainer(cluster=cluster, **settings(packs))
-    losses = [trainer.step(trainer.source.step(i)).values["loss"] for i in range(4)]
+    reports = [trainer.step(trainer.source.step(i)).values for i in range(4)]
     if cluster.is_main:
-        torch.save({"weights": trained_weights(trainer), "losses": losses}, out)
+        numbers = {name: [values[name] for values in reports] for name in ("loss", "grad_norm")}
+        torch.save({"weights": trained_weights(trainer), **numbers}, out)
     cluster.close()
