@@ -35,7 +35,7 @@ $(VENV)/bin/python:
 # torch first and alone: asked for together with others, a newer build with GPU libraries could be chosen
 $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt torch
-	$(PIP) install --quiet --constraint constraints.txt --editable .
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[gguf]'
 	$(PIP) install --quiet --no-deps $(DEMO)
 	@touch $@
 

@@ -78,13 +78,18 @@ def test_a_failed_download_says_why(
         demo.download(small_demo)
 
 
-def test_what_is_no_gguf_is_told_so(cache: Path, tmp_path: Path) -> None:
+def test_what_is_no_gguf_is_told_so(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "model.gguf"
     file.write_bytes(b"<html>not found</html>")
     with pytest.raises(ModelError, match=r"model\.gguf is not a GGUF file: it does not begin with"):
         resolve_model(str(file))
     file.write_bytes(b"GGUF" + bytes(64))
     with pytest.raises(ModelError, match=r"transformers cannot read model\.gguf"):
+        convert_gguf(file)
+    monkeypatch.setattr("luthier.models.gguf.find_spec", lambda name: None)
+    with pytest.raises(
+        ModelError, match=r"needs the packages gguf and accelerate.*pip install 'luthier\[gguf\]'"
+    ):
         convert_gguf(file)
     assert not list(cache.rglob("config.json")) and not list(cache.rglob(".partial-*"))
 

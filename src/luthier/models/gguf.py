@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 import tempfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -13,6 +14,7 @@ from luthier.errors import ModelError
 from luthier.models.compat import bars_on_terminals_only
 from luthier.places import cache_folder
 
+NEEDED = ("gguf", "accelerate")
 LAYOUT = 1  # raise when what is written changes, so that older conversions are not used
 
 
@@ -32,6 +34,11 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder("gguf", f"{digest[:32]}-{LAYOUT}")
     if (folder / "config.json").exists():
         return folder
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ModelError(
+            f"reading {file.name} needs the packages {' and '.join(missing)}, which are not installed. "
+            "Install them with: pip install 'luthier[gguf]'"
+        )
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
