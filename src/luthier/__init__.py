@@ -13,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from luthier.threads import wait_without_spinning
+
 if TYPE_CHECKING:
     from luthier.config.tree import Config
     from luthier.serve.assistant import Assistant
@@ -53,6 +55,7 @@ def train(
         allow_changes: resume although the config was changed.
         say: told in a sentence what happens.
     """
+    wait_without_spinning()
     from luthier.training.run import run
 
     return run(check(config, overrides), resume=resume, allow_changes=allow_changes, say=say)
@@ -69,6 +72,7 @@ def load(
         device: auto, cpu or cuda.
         offline: refuse the network.
     """
+    wait_without_spinning()
     from luthier.models.inference import load_for_inference
     from luthier.serve.assistant import Assistant
 

@@ -1,4 +1,4 @@
-"""Run by torchrun from test_loop.py: four steps on this rank's share; rank 0 saves weights, losses and gradient norms."""
+"""Run by torchrun from test_loop.py: four steps on this rank's share; rank 0 saves weights, losses and norms."""
 
 import sys
 from datetime import timedelta

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from luthier.errors import ConfigError, LuthierError
+from luthier.threads import wait_without_spinning
 
 ORDER = (
     *("train", "check", "plan", "data", "chat", "serve", "evaluate", "export", "import", "runs", "models"),
@@ -28,6 +29,7 @@ _SETTING = re.compile(r"--?([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*)(=.*)?", re.DOTALL)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command line and returns its exit status: 0 done, 1 failed, 2 wrong input, 130 interrupted."""
+    wait_without_spinning()
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         status = _dispatch(given)
