@@ -16,7 +16,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import make_tickets  # noqa: E402
 
-EXPECTED_MINUTES = 15
+EXPECTED_MINUTES = 11
 
 
 def main(overrides: list[str]) -> int:

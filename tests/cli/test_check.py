@@ -15,7 +15,7 @@ from luthier.config.paths import looks_like_path
 from luthier.errors import ConfigError, Interrupted, RunError
 
 RUN = """\
-model: demo:tiny
+model: demo:smollm2-135m
 data: {path: [a.jsonl], eval_rows: 8}
 lora: {rank: 4, modules_to_save: [lm_head]}
 train: {epochs: 2}
@@ -41,7 +41,7 @@ def test_a_good_config_is_ok_and_shows_what_would_happen(folder, capsys):
     out = capsys.readouterr().out.splitlines()
     assert out[0] == "ok"
     assert {line[:15].strip(): line[15:] for line in out[1:]} == {
-        "model": "demo:tiny (dtype auto, device auto)",
+        "model": "demo:smollm2-135m (dtype auto, device auto)",
         "method": "sft",
         "data": "a.jsonl (rows of at most 4,096 tokens, longer: drop)",
         "weights": "LoRA of rank 4, alpha 8, on all linear layers; whole: lm_head",

@@ -42,6 +42,8 @@ EXPECTED_REASONS = (
     "the chat template refuses the conversation: Conversation roles must alternate",
     "the chat template refuses the conversation: System role not supported",
     "the template leaves out the text",
+    "the template leaves out the reasoning",
+    "the template does not show the tool",
     "all targets masked",
     "is not certain",
     "is partly",
@@ -165,6 +167,9 @@ def check_law(
         for word in words:
             for start in places(text, word):
                 assert all(learned[start : start + 9]), f"reasoning {word} is written but not learned: {text}"
+    lost = [number for number, words in sample.reasoning.items() if not all(places(text, w) for w in words)]
+    assert turns[-1] not in lost, f"the reasoning of the last answer is lost: {text}"
+    assert encoded.left_out == len(lost), "every earlier answer without its reasoning is counted"
 
 
 def learned_characters(template: ChatTemplate, encoded: Encoded) -> list[bool]:

@@ -282,3 +282,56 @@ def test_a_finished_run_is_not_done_again(folder: Path, straight: Path) -> None:
     assert said == [f"{straight} is finished; to train longer, raise train.epochs and add --allow-changes"]
     assert result.trained == straight / "adapter" and result.eval_loss is not None
     assert (straight / "audit.jsonl").read_bytes() == before
+
+
+def test_changed_data_is_not_resumed_over(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = write_chats(tmp_path / "rows.jsonl", 40)
+    config = tiny_config(folder, "moved", data={"path": str(rows)})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4, lambda trainer: trainer.interrupt("test"))
+        with pytest.raises(Interrupted):
+            train(config)
+    write_chats(rows, 39, seed=5)
+    with pytest.raises(
+        ConfigError, match=r"the data of .*moved has changed since it was started \(0:rows\.jsonl\)"
+    ):
+        train(config, resume=True)
+    assert RunFolder.open(folder / "runs" / "moved").status().state == "interrupted"
+    train(config, resume=True, allow_changes=True)
+
+
+def test_a_refused_resume_leaves_a_finished_run_as_it_was(folder: Path) -> None:
+    run = train(tiny_config(folder, "kept"))
+    before = (run / "config.yaml").read_bytes()
+    other = tiny_config(folder, "kept", lora={"rank": 8})
+    with pytest.raises(ModelError):
+        train(other, resume=True, allow_changes=True)
+    assert (run / "config.yaml").read_bytes() == before
+    assert RunFolder.open(run).status().state == "done" and verify_run(run) == []
+
+
+def test_a_start_that_failed_at_once_gives_its_name_back(folder: Path) -> None:
+    with pytest.raises(ModelError):
+        train(tiny_config(folder, "typo", lora={"target": ["q_porj"]}))
+    assert train(tiny_config(folder, "typo")).name == "typo"
+
+
+def test_a_run_works_from_everywhere(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tiny_config(folder)  # makes model and data
+    monkeypatch.chdir(folder)
+    relative = tiny_config(
+        folder, "near", model="model", data={"path": "train.jsonl", "eval_path": "test.jsonl"}
+    )
+    run = train(relative)
+    monkeypatch.chdir(tmp_path)
+    assert luthier.load(run).answer("red", max_new_tokens=2) is not None
+    assert luthier.merge(run).is_dir()
+
+
+def test_verify_sees_changes_to_what_was_measured(folder: Path) -> None:
+    run = train(tiny_config(folder, "touched"))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("{}\n")
+    assert verify_run(run) == ["metrics.jsonl was changed after the run wrote it"]

@@ -9,7 +9,7 @@ from luthier.config.load import load_with_places
 from luthier.config.overrides import split_arguments
 from luthier.config.paths import path_faults
 from luthier.config.tree import Config
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, LuthierError
 
 
 def command(
@@ -29,7 +29,7 @@ def command(
         raise ConfigError("there is nothing to check; name a file, as in: luthier check run.yaml")
     file, overrides = split_arguments(arguments)
     config, places = load_with_places(file, overrides)
-    faults = path_faults(config, places)
+    faults = [*path_faults(config, places), *_name_faults(config)]
     if faults:
         raise ConfigError(faults)
     rows = describe(config)
@@ -37,6 +37,25 @@ def command(
     print("ok")
     for label, text in rows:
         print(f"  {label:<{width}}  {text}")
+
+
+def _name_faults(config: Config) -> list[str]:
+    """Metrics and demo models that do not exist."""
+    from luthier.evaluate import metrics
+    from luthier.models import demo
+
+    faults = []
+    for name in config.eval.metrics:
+        try:
+            metrics.find(name)
+        except ConfigError as error:
+            faults.append(f"eval.metrics: {error}")
+    if config.model.name.startswith(demo.PREFIX):
+        try:
+            demo.find_demo(config.model.name)
+        except LuthierError as error:
+            faults.append(f"model.name: {error}")
+    return faults
 
 
 def describe(config: Config) -> list[tuple[str, str]]:

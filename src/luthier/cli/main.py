@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LuthierError as error:
         return _report(error)
     except KeyboardInterrupt:
+        print("interrupted; what was saved before is whole", file=sys.stderr)
         return 130
     except BrokenPipeError:
         _silence_stdout()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _REASONING_TAGS = frozenset({"<think>", "</think>"})
+_INLINE_REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,8 @@ class Rendered:
 
     text: str
     spans: list[Span]
+    left_out: int = 0
+    """Earlier answers whose reasoning the template leaves out, as it will when the model is used."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +57,8 @@ class Encoded:
     ids: NDArray[np.int32]
     targets: NDArray[np.bool_]
     text: str
+    left_out: int = 0
+    """Earlier answers whose reasoning the template leaves out."""
 
 
 class ChatTemplate:
@@ -133,8 +138,9 @@ class ChatTemplate:
         learned = [conversation.learns(number) for number in range(len(messages))]
         spans = assistant_spans(messages, learned, marked, around, literals, self._endings)
         if conversation.tools:
-            _refuse_unseen_tools(conversation.tools, marked.text)
-        return Rendered(marked.text, spans)
+            without = program.render(adapt(messages, literals.form), {**variables, "tools": None})
+            _refuse_unseen_tools(conversation.tools, marked.text, without)
+        return Rendered(marked.text, spans, _left_out(messages, marked.text))
 
     def encode(self, conversation: Conversation) -> Encoded:
         """The tokens of a conversation and which of them are targets. Raises RowRefused as `render` does."""
@@ -250,7 +256,7 @@ def _encoded(tokens: Tokens, rendered: Rendered) -> Encoded:
     targets = mark_targets(tokens, rendered.spans)
     if not targets.any():
         raise RowRefused("all targets masked: no token of this row is to be learned")
-    return Encoded(tokens.ids, targets, rendered.text)
+    return Encoded(tokens.ids, targets, rendered.text, rendered.left_out)
 
 
 def _encoded_or_refusal(tokens: Tokens, rendered: Rendered) -> Encoded | RowRefused:
@@ -289,10 +295,32 @@ def _refuse_homeless(messages: Sequence[Message], literals: Literals) -> None:
             raise RowRefused(f"the template has no place for the reasoning of {describe(messages, number)}")
 
 
-def _refuse_unseen_tools(tools: list[Any], text: str) -> None:
+def _left_out(messages: Sequence[Message], text: str) -> int:
+    """How many earlier answers lost their reasoning to the template.
+
+    Many templates drop it on purpose once the conversation goes on. In the last answer it is what is to be
+    learned, so there a row without it is refused.
+    """
+    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
+    lost = [
+        number for number in answers if any(part not in text for part in _reasoning_parts(messages[number]))
+    ]
+    if lost and lost[-1] == answers[-1]:
+        raise RowRefused(f"the template leaves out the reasoning of {describe(messages, lost[-1])}")
+    return len(lost)
+
+
+def _reasoning_parts(message: Message) -> list[str]:
+    """The reasoning of a message, given in a field of its own or between tags in its content."""
+    content = message.get("content")
+    inline = _INLINE_REASONING.findall(content) if isinstance(content, str) else []
+    return [part.strip() for part in (reasoning_of(message) or "", *inline) if part.strip()]
+
+
+def _refuse_unseen_tools(tools: list[Any], text: str, without: str) -> None:
+    """Refuses tools that the template does not show: `without` is the text when there are none."""
     for tool in tools:
-        name = (
-            tool.get("function", tool).get("name") if isinstance(tool.get("function", tool), dict) else None
-        )
-        if isinstance(name, str) and name not in text:
+        inner = tool.get("function", tool)
+        name = inner.get("name") if isinstance(inner, dict) else None
+        if isinstance(name, str) and text.count(name) <= without.count(name):
             raise RowRefused(f"the template does not show the tool {name!r} to the model")

@@ -15,6 +15,11 @@ from luthier.data import formats
 from luthier.data.conversation import Conversation
 from luthier.errors import DataError, RowRefused
 
+# Pictures that the text speaks of, or whether an answer is a good one: without them the row says something else.
+MEANINGFUL = frozenset(
+    {"image", "images", "video", "videos", "audio", "audios", "label", "chosen", "rejected"}
+)
+
 
 @dataclass(frozen=True)
 class Format:
@@ -34,6 +39,13 @@ class Format:
         missing = [column for column in self.columns if column not in record]
         if missing:
             raise RowRefused(f"the row has no `{missing[0]}`; its fields are {_listed(record)}")
+        own = {*self.columns, *self.optional}
+        for column in MEANINGFUL - own:
+            if record.get(column) not in (None, [], ""):
+                raise RowRefused(
+                    f"the row has `{column}`, which changes what it means and is not read yet; "
+                    "remove the column to train on the rest alone"
+                )
         return self.converter(record)
 
 
@@ -46,9 +58,19 @@ def known_formats() -> tuple[Format, ...]:
 
 
 def detect(record: dict[str, Any]) -> Format | None:
-    """The format whose columns a row has; the one with most of them if several do; None if none does."""
+    """The format whose columns a row has; None if none does.
+
+    Raises:
+        DataError: if it has those of several formats, so that it is not clear which is meant.
+    """
     fitting = [format for format in known_formats() if all(column in record for column in format.columns)]
-    return max(fitting, key=lambda format: len(format.columns), default=None)
+    if len(fitting) > 1:
+        raise DataError(
+            "rows have the columns of several formats: "
+            + "; ".join(f"{format.name} ({', '.join(format.columns)})" for format in fitting)
+            + ". Remove the columns that are not meant"
+        )
+    return fitting[0] if fitting else None
 
 
 def detect_table(records: Iterable[dict[str, Any]], file: str) -> Format:
@@ -59,8 +81,11 @@ def detect_table(records: Iterable[dict[str, Any]], file: str) -> Format:
     """
     found: dict[str, None] = {}
     for record in records:
-        if format := detect(record):
-            return format
+        try:
+            if format := detect(record):
+                return format
+        except DataError as error:
+            raise DataError(f"{file}: {error}") from None
         found.update(dict.fromkeys(map(str, record)))
     known = "\n".join(
         f"  {format.name}: {', '.join(format.columns)} (and, if wanted, {', '.join(format.optional)})"

@@ -18,6 +18,8 @@ class Ledger:
     kept: int = 0
     truncated: int = 0
     dropped: int = 0
+    left_out: int = 0
+    """Earlier answers, in rows that are used, whose reasoning the chat template leaves out."""
     reasons: Counter[str] = field(default_factory=Counter)
     """How often rows were dropped for a reason; reasons that differ in numbers or quoted text are one."""
     examples: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
@@ -64,6 +66,8 @@ class Ledger:
     def summary(self) -> str:
         """The account as a few lines for people."""
         head = f"{self.read} rows: {self.kept} kept, {self.truncated} truncated, {self.dropped} dropped"
+        if self.left_out:
+            head += f"\nthe chat template leaves out the reasoning of {self.left_out} earlier answers"
         return f"{head}\n{self._top()}" if self.reasons else head
 
     def to_json(self) -> dict[str, Any]:
@@ -77,7 +81,12 @@ class Ledger:
             kind: [(where, reason) for where, reason in seen] for kind, seen in values["examples"].items()
         }
         ledger = cls(
-            values["kept"], values["truncated"], values["dropped"], Counter(values["reasons"]), examples
+            values["kept"],
+            values["truncated"],
+            values["dropped"],
+            values["left_out"],
+            Counter(values["reasons"]),
+            examples,
         )
         assert ledger.read == values["read"], "every row that was read is accounted for"
         assert ledger.reasons.total() == ledger.dropped, "every dropped row has its reason"

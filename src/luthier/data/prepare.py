@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
 
@@ -145,14 +145,13 @@ def convert_rows(rows: Iterable[Row]) -> Iterator[PreparedRow]:
 
 def _chunks(rows: Iterable[Row]) -> Iterator[tuple[list[Row], dict[str, Format]]]:
     """The rows in portions, with the format of every file in them."""
-    remaining = iter(rows)
     formats: dict[str, Format] = {}
-    while chunk := list(islice(remaining, _CHUNK_ROWS)):
-        for row in chunk:
-            if row.record is not None and row.file not in formats:
-                own = (other.record for other in chunk if other.file == row.file)
-                formats[row.file] = detect_table([record for record in own if record is not None], row.file)
-        yield chunk, formats
+    for file, own in groupby(rows, key=lambda row: row.file):
+        while chunk := list(islice(own, _CHUNK_ROWS)):
+            records = [row.record for row in chunk if row.record is not None]
+            if records and file not in formats:
+                formats[file] = detect_table(records, file)
+            yield chunk, formats
 
 
 def _encode_chunk(
@@ -230,6 +229,7 @@ def _collect(prepared: Iterable[PreparedRow], files: Sequence[Path]) -> tuple[ca
     for one in prepared:
         ledger.add(one.status, one.row.where, one.reason)
         if one.encoded is not None:
+            ledger.left_out += one.encoded.left_out
             ids.append(one.encoded.ids)
             targets.append(one.encoded.targets.astype(np.uint8))
             places.append((one.row.number, one.row.line, number_of[one.row.file]))

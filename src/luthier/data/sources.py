@@ -231,9 +231,16 @@ def _read_parquet(file: Path) -> Iterator[Parsed]:
             for batch in table.iter_batches(batch_size=_BATCH_ROWS):
                 for record in batch.to_pylist():
                     number += 1
-                    yield number, record, None
+                    yield number, {name: _without_nulls(value) for name, value in record.items()}, None
     except (pyarrow.ArrowException, UnicodeDecodeError, OSError) as fault:
         if isinstance(fault, OSError) and fault.errno is not None:
             raise  # the disk's; pyarrow has OSErrors of its own for broken content
         reason = str(fault).splitlines()[0]
         raise DataError(f"{file} is not a whole parquet file: {reason}; write or fetch it again") from fault
+
+
+def _without_nulls(value: Any) -> Any:
+    """A parquet value without the nulls that its table put in: all rows of a column share one set of fields."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None or k == "content"}
+    return [_without_nulls(item) for item in value] if isinstance(value, list) else value

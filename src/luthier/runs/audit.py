@@ -88,6 +88,8 @@ def verify_run(folder: Path) -> list[str]:
     events = read_audit(path)
     files: dict[str, str] = {}
     for entry in events:
+        if entry["event"] == "resumed":
+            files = {}  # what was there before is added to
         files |= entry["detail"].get("files", {}) if entry["event"] == "files" else {}
     for name, expected in sorted(files.items()):
         file = folder / name

@@ -54,6 +54,10 @@ class RunFolder:
                 atomic_write_text(folder / "status.json", RunStatus.begin().to_json())
         except FileExistsError as error:
             raise ConfigError(_taken(path)) from error
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be made: {error.strerror or error}. Change run.root."
+            ) from error
         except RunError as error:
             if isinstance(error.__cause__, OSError) and error.__cause__.errno in _NOT_OURS:
                 raise ConfigError(str(error)) from error

@@ -47,17 +47,22 @@ class Terminal:
     def lines(self) -> Iterator[str]:
         """What is typed or piped in, until the end of input (Ctrl-D)."""
         if not self.interactive:
-            yield from (line.rstrip("\r\n") for line in sys.stdin)
+            yield from (_readable(line.rstrip("\r\n")) for line in sys.stdin)
             return
         _enable_line_editing()
         while True:
             try:
-                yield input("> ")
+                yield _readable(input("> "))
             except KeyboardInterrupt:
                 self.note("\n(Ctrl-D or /exit leaves)")
             except EOFError:
                 self.note("")
                 return
+
+
+def _readable(text: str) -> str:
+    """The text with a sign in place of bytes that are not UTF-8."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def converse(session: ChatSession, terminal: Terminal) -> None:

@@ -1,5 +1,6 @@
 """From a config to the objects of a run: the only place where settings become things."""
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,10 +110,10 @@ def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Sa
 def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer, list[str]]:
     """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be."""
     torch.manual_seed(
-        config.seed + cluster.rank
+        (config.seed + cluster.rank) % 2**63
     )  # for dropout; all that ranks must share is drawn by generators
     if config.train.threads:
-        torch.set_num_threads(config.train.threads)
+        _set_threads(config.train.threads)
     device = pick_device(config.model.device)
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
@@ -157,6 +158,16 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
     return trainer, notes
 
 
+def _set_threads(wanted: int) -> None:
+    cores = os.cpu_count() or 1
+    if wanted > cores:
+        raise ConfigError(
+            f"train.threads is {wanted}, but this machine has {cores} cores; more threads only get in each "
+            "other's way. Lower it, or leave it out."
+        )
+    torch.set_num_threads(wanted)
+
+
 def build_method(config: Config) -> Method:
     """The method with its settings."""
     return _plugin(luthier.methods, config.method.name, config.method.options)
@@ -181,7 +192,7 @@ def _adapt(config: Config, model: torch.nn.Module) -> str:
         rslora=lora.rslora,
         target=lora.target,
         modules_to_save=lora.modules_to_save,
-        generator=torch.Generator().manual_seed(config.seed),
+        generator=torch.Generator().manual_seed(config.seed % 2**63),
     )
     stacked = sum(p.dim() > 2 for p in model.parameters())
     besides = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""

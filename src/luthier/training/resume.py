@@ -4,9 +4,11 @@ from pathlib import Path
 
 from luthier.config.dump import config_diff, dump_config
 from luthier.config.load import load_config
+from luthier.config.plugins import is_own_file
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, LuthierError
 from luthier.runs.atomic import atomic_write_text
+from luthier.runs.audit import read_audit
 from luthier.runs.folder import RunFolder
 
 
@@ -37,7 +39,7 @@ def find_run_to_resume(config: Config) -> Path:
 
 
 def check_same_config(config: Config, folder: RunFolder, allow_changes: bool) -> bool:
-    """Whether the config is the run's own. Refuses another one, with the differences, or notes it if allowed.
+    """Whether the config is the run's own. Refuses another one, with the differences, unless it is allowed.
 
     Raises:
         ConfigError: it differs, so the result would be that of neither config.
@@ -49,10 +51,53 @@ def check_same_config(config: Config, folder: RunFolder, allow_changes: bool) ->
             + "\n  ".join(changes)
             + "\nUndo the changes, start a new run, or resume all the same with --allow-changes."
         )
-    if changes:
-        named = config.model_copy(update={"run": config.run.model_copy(update={"name": folder.name})})
-        atomic_write_text(folder.config, dump_config(named))
     return not changes
+
+
+def check_same_data(hashes: dict[str, str], folder: RunFolder, allow_changes: bool) -> None:
+    """Refuses to go on over other data than the run was started with, unless that is allowed.
+
+    Raises:
+        ConfigError: a file has changed, so its rows would be learned from out of place.
+    """
+    started = [
+        entry["detail"].get("data") for entry in read_audit(folder.audit) if entry["event"] == "started"
+    ]
+    if allow_changes or not started or started[0] == hashes:
+        return
+    changed = sorted(name for name in {*started[0], *hashes} if started[0].get(name) != hashes.get(name))
+    raise ConfigError(
+        f"the data of {folder.path} has changed since it was started ({', '.join(changed)}), so resuming would "
+        "learn from other rows. Put the files back, start a new run, or resume all the same with --allow-changes."
+    )
+
+
+def keep_config(config: Config, folder: RunFolder) -> None:
+    """Writes the config that a resumed run goes on with."""
+    named = config.model_copy(update={"run": config.run.model_copy(update={"name": folder.name})})
+    atomic_write_text(folder.config, dump_config(named))
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """The config with local files and folders named so that the run can be used from everywhere."""
+
+    def absolute(name: str | None) -> str | None:
+        return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
+
+    def all_absolute(names: list[str] | None) -> list[str] | None:
+        return [absolute(name) or name for name in names] if names is not None else None
+
+    data = config.data.model_copy(
+        update={
+            "path": all_absolute(config.data.path),
+            "eval_path": all_absolute(config.data.eval_path),
+            "template": absolute(config.data.template),
+        }
+    )
+    model = config.model.model_copy(update={"name": absolute(config.model.name)})
+    name = config.method.name
+    method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
+    return config.model_copy(update={"data": data, "model": model, "method": method})
 
 
 def _unfinished(path: Path) -> bool:
@@ -61,4 +106,4 @@ def _unfinished(path: Path) -> bool:
 
 def _changes(old: Config, new: Config) -> list[str]:
     """Differences that matter to the result: where it is kept does not."""
-    return config_diff(old.model_copy(update={"run": new.run}), new)
+    return config_diff(with_absolute_paths(old).model_copy(update={"run": new.run}), new)

@@ -14,6 +14,7 @@ from luthier.config.tree import Config
 from luthier.data.loader import in_order
 from luthier.data.sources import list_files
 from luthier.errors import Interrupted, LuthierError, RunError
+from luthier.evaluate import metrics
 from luthier.evaluate.answers import question_of
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.adapter_files import save_adapter
@@ -21,19 +22,34 @@ from luthier.models.compat import bars_on_terminals_only, plain_attention
 from luthier.models.load import load_tokenizer
 from luthier.parallel.cluster import Cluster, join_cluster
 from luthier.runs import audit
-from luthier.runs.atomic import atomic_folder
+from luthier.runs.atomic import atomic_folder, atomic_remove, atomic_write_text
 from luthier.runs.environment import describe_environment
 from luthier.runs.folder import RunFolder, default_name
 from luthier.runs.metrics import MetricsWriter, read_metrics, series
 from luthier.runs.progress import TrainProgress
 from luthier.runs.registry import task_metrics
 from luthier.runs.report import write_report
-from luthier.training.build import Data, Say, build_data, build_template, build_trainer, prompt_notes
+from luthier.runs.status import RunStatus
+from luthier.training.build import (
+    Data,
+    Say,
+    build_data,
+    build_method,
+    build_template,
+    build_trainer,
+    prompt_notes,
+)
 from luthier.training.checkpoint import load_checkpoint, load_weights
 from luthier.training.examine import Examiner
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, log_steps
 from luthier.training.loop import Trainer
-from luthier.training.resume import check_same_config, find_run_to_resume
+from luthier.training.resume import (
+    check_same_config,
+    check_same_data,
+    find_run_to_resume,
+    keep_config,
+    with_absolute_paths,
+)
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 
 
@@ -68,21 +84,28 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
         LuthierError: the input is wrong, or the run failed; its folder says so too.
         Interrupted: SIGINT or SIGTERM came; a whole checkpoint was saved.
     """
+    config = with_absolute_paths(config)
+    for name in config.eval.metrics:
+        metrics.find(name)  # what can be known to be wrong is told before any work
+    build_method(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing
     try:
+        before = _status_to_keep(config) if resume and cluster.is_main else None
         folder, finished = _open_folder(config, resume, allow_changes, cluster)
         if finished:
             say(f"{folder.path} is finished; to train longer, raise train.epochs and add --allow-changes")
             return _result_of(folder, config)
-        with _ending_in_status(folder, cluster), terminate_as_interrupt():
-            return _execute(config, folder, cluster, resume, say)
+        with _ending_in_status(folder, cluster, before), terminate_as_interrupt():
+            return _execute(config, folder, cluster, resume, allow_changes, say)
     finally:
         cluster.close()
 
 
-def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, say: Say) -> Result:
+def _execute(
+    config: Config, folder: RunFolder, cluster: Cluster, resume: bool, allow_changes: bool, say: Say
+) -> Result:
     """Everything between the folder's first file and its last."""
     tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, offline=config.offline)
     template = build_template(config, tokenizer)
@@ -91,8 +114,9 @@ def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, 
         say(f"{name} data: {ledger.summary()}")
     for note in [*data.notes, *prompt_notes(template, question_of(data.train.example(0), tokenizer))]:
         say(note)
-    if cluster.is_main:
-        _describe(folder, config, data, resume)
+    hashes = _data_hashes(config)
+    if resume:
+        check_same_data(hashes, folder, allow_changes)
     trainer, notes = build_trainer(config, data, cluster)
     for note in notes:
         say(note)
@@ -103,6 +127,8 @@ def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, 
     if steps:
         load_checkpoint(trainer, folder.checkpoint(steps[-1]))
         say(f"continuing after step {steps[-1]} of {trainer.schedule.total_steps}")
+    if cluster.is_main:
+        _describe(folder, config, data, hashes, resume)
     with MetricsWriter(folder.metrics) as writer:
         if cluster.is_main and resume:
             writer.truncate_after(trainer.progress.step if steps else -1)
@@ -119,7 +145,8 @@ def _execute(config: Config, folder: RunFolder, cluster: Cluster, resume: bool, 
             examiner.examine("after", trainer.progress.step, folder, writer, say) if cluster.is_main else {}
         )
     if cluster.is_main:
-        files = [path for path in trained.iterdir() if path.is_file()]
+        about = (folder.metrics, folder.ledger, folder.samples, folder.environment)
+        files = [path for path in (*trained.iterdir(), *about) if path.is_file()]
         audit.append(folder.audit, "files", {"files": audit.hash_files(folder.path, files)})
         audit.append(folder.audit, "finished")
         folder.set_status("done", step=trainer.progress.step, num_steps=trainer.schedule.total_steps)
@@ -193,12 +220,19 @@ def _save_trained(
     return target
 
 
-def _describe(folder: RunFolder, config: Config, data: Data, resume: bool) -> None:
-    """Writes down what goes into the run, before anything can fail."""
+def _data_hashes(config: Config) -> dict[str, str]:
+    """SHA-256 of every data file, by its number and name: two folders may have files of one name."""
     files = list_files([*config.data.path, *(config.data.eval_path or [])])
+    return {f"{number}:{file.name}": audit.hash_file(file) for number, file in enumerate(files)}
+
+
+def _describe(folder: RunFolder, config: Config, data: Data, hashes: dict[str, str], resume: bool) -> None:
+    """Writes down what goes into the run, once all of it is known to fit together."""
+    if resume:
+        keep_config(config, folder)
     folder.write_json(folder.ledger, {name: ledger.to_json() for name, ledger in data.ledgers.items()})
     folder.write_json(folder.environment, describe_environment())
-    detail = {"config": audit.hash_file(folder.config), "data": {f.name: audit.hash_file(f) for f in files}}
+    detail = {"config": audit.hash_file(folder.config), "data": hashes}
     audit.append(folder.audit, "resumed" if resume else "started", detail)
 
 
@@ -235,7 +269,26 @@ def _open_folder(
 def _created(config: Config) -> RunFolder:
     name = config.run.name or default_name(config.method.name, config.model.name, datetime.now())
     named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    path = Path(config.run.root) / name
+    if _never_began(path):
+        atomic_remove(path)
     return RunFolder.create(config.run.root, name, config_yaml=dump_config(named))
+
+
+def _status_to_keep(config: Config) -> RunStatus | None:
+    """Where the run that is to be resumed stands now, if that can be read."""
+    try:
+        return RunFolder(find_run_to_resume(config)).status()
+    except LuthierError:
+        return None
+
+
+def _never_began(path: Path) -> bool:
+    """Whether a run failed before its first row or step: there is nothing in it to lose, and its name is free."""
+    folder = RunFolder(path)
+    if not folder.status_file.is_file() or folder.audit.exists() or folder.saved_steps():
+        return False
+    return folder.status().state == "failed"
 
 
 def _resumed(config: Config, allow_changes: bool) -> tuple[RunFolder, bool]:
@@ -247,22 +300,33 @@ def _resumed(config: Config, allow_changes: bool) -> tuple[RunFolder, bool]:
 
 
 @contextmanager
-def _ending_in_status(folder: RunFolder, cluster: Cluster) -> Iterator[None]:
-    """Whatever ends the run early is written into its folder before it goes on to the caller."""
+def _ending_in_status(folder: RunFolder, cluster: Cluster, before: RunStatus | None) -> Iterator[None]:
+    """Whatever ends the run early is written into its folder before it goes on to the caller.
+
+    `before` is where a resumed run stood; a resume that is refused leaves it there.
+    """
     try:
         yield
     except BaseException as error:
         if cluster.is_main:
-            stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-            message = str(error) or type(error).__name__
             try:
-                folder.set_status("interrupted" if stopped else "failed", message=message)
-                audit.append(folder.audit, "interrupted" if stopped else "failed", {"reason": message})
-                if folder.metrics.exists():
-                    write_report(folder)
+                if before is not None and isinstance(error, LuthierError) and error.exit_code == 2:
+                    atomic_write_text(folder.status_file, before.to_json())
+                else:
+                    _write_end(folder, error)
             except RunError as second:  # a full disk must not hide the first error
                 error.add_note(f"the run's folder could not be brought up to date either: {second}")
         raise
+
+
+def _write_end(folder: RunFolder, error: BaseException) -> None:
+    stopped = isinstance(error, Interrupted | KeyboardInterrupt)
+    message = str(error) or type(error).__name__
+    folder.set_status("interrupted" if stopped else "failed", message=message)
+    if folder.audit.exists():
+        audit.append(folder.audit, "interrupted" if stopped else "failed", {"reason": message})
+    if folder.metrics.exists():
+        write_report(folder)
 
 
 def _gpu_memory(device: torch.device) -> str:
