@@ -79,7 +79,8 @@ def test_ctrl_c_saves_and_leaves_with_130_and_resume_finishes(folder: Path) -> N
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in errors
     assert "SIGINT: stopped after step" in errors and "luthier train" in errors and "--resume" in errors
-    done = luthier("train", "runs/ctrl-c", "--resume", folder=folder)
+    (folder / "elsewhere").mkdir()
+    done = luthier("train", str(folder / "runs/ctrl-c"), "--resume", folder=folder / "elsewhere")
     assert done.returncode == 0 and "continuing after step" in done.stdout, done.stderr
 
 

@@ -33,8 +33,11 @@ def command(
 
     path, overrides = split_arguments(arguments or [])
     if path is not None and path.is_dir():
-        path = path / "config.yaml"
-    config = load_config(path, overrides)
+        config = load_config(path / "config.yaml", overrides)
+        where = {"root": str(path.resolve().parent), "name": path.resolve().name}
+        config = config.model_copy(update={"run": config.run.model_copy(update=where)})
+    else:
+        config = load_config(path, overrides)
     if gpus and gpus > 1 and not is_worker():
         relaunch(gpus, sys.argv[1:])
 
