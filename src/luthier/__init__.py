@@ -33,6 +33,7 @@ def check(config: "str | Path | Mapping[str, Any] | Config", overrides: Sequence
     from luthier.config.dump import config_values
     from luthier.config.load import config_from_dict, load_config
 
+    overrides = [overrides] if isinstance(overrides, str) else overrides
     if isinstance(config, str | Path):
         return load_config(Path(config), overrides)
     return config_from_dict(config if isinstance(config, Mapping) else config_values(config), overrides)
