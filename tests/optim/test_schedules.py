@@ -13,7 +13,7 @@ from luthier.optim.schedules import SHAPES, Schedule
     st.sampled_from(sorted(SHAPES)),
     st.integers(2, 400),
     st.floats(0, 0.5),
-    st.floats(0, 1),
+    st.floats(0, 0.99),
     st.floats(0.05, 0.5),
 )
 def test_every_schedule_rises_then_never_rises_again_and_ends_where_it_should(
@@ -26,7 +26,7 @@ def test_every_schedule_rises_then_never_rises_again_and_ends_where_it_should(
     assert factors[peak] == pytest.approx(1) and all(floor - 1e-12 <= f <= 1 + 1e-12 for f in factors[peak:])
     assert all(a >= b - 1e-12 for a, b in zip(factors[peak:], factors[peak + 1 :], strict=False))
     assert schedule(total) == schedule(total + 5) == pytest.approx(1 if name == "constant" else floor)
-    assert factors[-1] > floor or floor == 1  # no step at rate 0
+    assert factors[-1] > floor  # no step at rate 0
 
 
 def test_values_by_hand() -> None:
