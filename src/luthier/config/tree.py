@@ -67,6 +67,12 @@ class ModelSection(Section):
     packing: bool | None = None
     """Documents end to end in one stream. Absent: yes if the model gives the same numbers that way."""
 
+    fused: bool = True
+    """Decoder layers by hand-written passes where these give the plain layers' numbers. false: never."""
+
+    compile: bool = False
+    """Decoder layers that stay plain through torch.compile, each on its own; the first step waits for it."""
+
 
 class MethodSection(Section):
     """What is learned. `method: sft` is short for `method: {name: sft}`; other keys are the method's own."""
@@ -108,6 +114,9 @@ class DataSection(Section):
 
     template_args: dict[str, Any] = Field(default_factory=dict)
     """Extra variables for the chat template, such as `enable_thinking: false`."""
+
+    share_prefixes: bool = True
+    """Compute what rows of a micro-batch begin with in common (a system prompt, tools) once. Gradients are the same."""
 
     cache: bool = True
     """Keep the tokens on disk for the next run over the same rows with the same model."""
@@ -227,6 +236,9 @@ class TrainSection(Section):
     threads: Positive | None = None
     """CPU threads. Absent: all cores."""
 
+    cuda_graphs: bool = False
+    """On a GPU, record a micro-batch's launches once and replay them; all are then padded to one shape."""
+
     @model_validator(mode="after")
     def _micro_fits(self) -> Self:
         if (self.tokens_per_micro_batch or 0) > self.tokens_per_step:
@@ -241,6 +253,20 @@ class TrainSection(Section):
     def micro_tokens(self) -> int:
         """Tokens in one micro-batch, with the default resolved."""
         return self.tokens_per_micro_batch or min(4096, self.tokens_per_step)
+
+
+class MemorySection(Section):
+    """What becomes of memory: which activations are kept for the backward pass, and how much may be used."""
+
+    activations: Literal["auto", "keep", "recompute", "offload"] = "auto"
+    """`auto` keeps those of as many layers as fit (in 60 % of the free RAM, 92 % of a GPU) and recomputes the rest;
+    `keep` keeps all, `recompute` none; `offload` moves layer inputs from the GPU to RAM. Gradients stay the same."""
+
+    limit: Annotated[float, Field(gt=0)] | None = None
+    """Most memory in GiB that a training process may hold where it computes. Absent: what is free."""
+
+    keep_pages: bool = True
+    """On a CPU, free memory stays with the process for reuse, which saves page faults (glibc only)."""
 
 
 class EvalSection(Section):
@@ -342,6 +368,7 @@ class Config(Section):
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
     train: TrainSection = TrainSection()
+    memory: MemorySection = MemorySection()
     eval: EvalSection = EvalSection()
     checkpoint: CheckpointSection = CheckpointSection()
     run: Annotated[RunSection, Shorthand("name")] = RunSection()

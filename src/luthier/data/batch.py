@@ -62,11 +62,16 @@ class Batch:
     sequence_N: Tensor
     """Which sequence the prediction belongs to."""
     columns: dict[str, Tensor]
-    """Per-sequence facts, each of shape [Q]; `row` is always among them."""
+    """Per-sequence facts, each of shape [Q]; `row` is always among them, -1 for padding."""
+    num_padding: int = 0
+    """Tokens at the end that belong to no row."""
+    longest: int | None = None
+    """A bound on the tokens of a segment that all batches of a fixed shape have in common."""
 
     @property
     def num_tokens(self) -> int:
-        return self.tokens_T.numel()
+        """Tokens of rows, padding not counted."""
+        return self.tokens_T.numel() - self.num_padding
 
     @property
     def num_sequences(self) -> int:
@@ -77,6 +82,42 @@ class Batch:
         moved = ("tokens_T", "positions_T", "source_N", "target_N", "weight_N", "sequence_N")
         columns = {name: column.to(device) for name, column in self.columns.items()}
         return replace(self, columns=columns, **{name: getattr(self, name).to(device) for name in moved})
+
+    def padded(
+        self, num_tokens: int, num_predictions: int, num_segments: int, longest: int | None = None
+    ) -> "Batch":
+        """The same batch in a given shape, for what must see one shape only (CUDA graphs, compilers).
+
+        The tokens that are missing become documents of their own behind the others, as many as segments are
+        missing and of equal lengths, some of them empty if need be; the predictions that are missing have weight
+        0 and belong to the first of these. So no loss, count or gradient of a row changes.
+        """
+        tokens, segments = num_tokens - self.tokens_T.numel(), num_segments - len(self.parent_S)
+        predictions = num_predictions - len(self.target_N)
+        assert tokens >= 0 and predictions >= 0 and segments >= 1, (
+            "the shape has room, and for one more segment"
+        )
+        bounds = torch.arange(segments + 1) * tokens // segments
+        fill = self.tokens_T.new_zeros(predictions)
+        columns = {
+            name: torch.cat([column, column.new_full((segments,), -1 if name == "row" else 0)])
+            for name, column in self.columns.items()
+        }
+        positions = torch.arange(tokens) - bounds[:-1].repeat_interleave(bounds.diff())
+        return replace(
+            self,
+            tokens_T=torch.cat([self.tokens_T, self.tokens_T.new_zeros(tokens)]),
+            positions_T=torch.cat([self.positions_T, positions.to(self.positions_T)]),
+            starts_S1=torch.cat([self.starts_S1, self.starts_S1[-1] + bounds[1:]]),
+            parent_S=torch.cat([self.parent_S, self.parent_S.new_full((segments,), -1)]),
+            source_N=torch.cat([self.source_N, fill + (num_tokens - 1)]),
+            target_N=torch.cat([self.target_N, fill]),
+            weight_N=torch.cat([self.weight_N, self.weight_N.new_zeros(predictions)]),
+            sequence_N=torch.cat([self.sequence_N, fill + self.num_sequences]),
+            columns=columns,
+            num_padding=self.num_padding + tokens,
+            longest=longest,
+        )
 
     def paths(self) -> list[list[int]]:
         """For each leaf, the segments from its root down to itself."""

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from luthier.data.batch import Batch, Example, collate
 from luthier.data.pack import pack
+from luthier.data.shapes import find_shape
+from luthier.data.sharing import share_prefixes
 
 
 class Dataset(Protocol):
@@ -41,6 +43,8 @@ class StepSource:
         tokens_per_step: tokens one update learns from, over all ranks.
         micro_tokens: tokens of one micro-batch; no row may be longer.
         seed: fixes the order.
+        fixed_shape: pad all micro-batches to one shape, found from the rows.
+        sharing: compute what rows of a micro-batch have in common once; not with a fixed shape.
     """
 
     def __init__(
@@ -52,13 +56,18 @@ class StepSource:
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        fixed_shape: bool = False,
+        sharing: bool = False,
     ):
+        assert not (fixed_shape and sharing), "what rows share changes the shape"
         self.dataset, self.micro_tokens, self.seed = dataset, micro_tokens, seed
         self.rank, self.world = rank, world
         self.packs_per_step = max(1, tokens_per_step // micro_tokens)
         # best-fit decreasing sees only lengths, so every epoch has as many packs as this one
         self.packs_per_epoch = len(pack(np.asarray(dataset.lengths), micro_tokens))
         self.steps_per_epoch = math.ceil(self.packs_per_epoch / self.packs_per_step)
+        self.shape = find_shape(dataset, micro_tokens) if fixed_shape else None
+        self.sharing = sharing
         self._epoch: tuple[int, list[NDArray[np.int64]]] | None = None
 
     def total_steps(self, epochs: float, steps: int | None) -> int:
@@ -77,9 +86,12 @@ class StepSource:
         epoch, within = divmod(step, self.steps_per_epoch)
         start = within * self.packs_per_step
         packs = self._packs(epoch)[start : start + self.packs_per_step]
-        return [
+        batches = [
             collate([self.dataset.example(int(i)) for i in rows]) for rows in packs[self.rank :: self.world]
         ]
+        if self.sharing:
+            batches = [share_prefixes(batch) for batch in batches]
+        return [self.shape.fit(batch) for batch in batches] if self.shape else batches
 
     def _packs(self, epoch: int) -> list[NDArray[np.int64]]:
         """The epoch's micro-batches as row numbers, in the order of training."""

@@ -17,6 +17,7 @@ FOREST = "luthier_forest"
 registered under it, transformers builds no [T, T] mask either."""
 
 
+@torch.compiler.disable  # a compiled layer must not be made anew for every forest
 def attend_forest(
     module: torch.nn.Module,
     query: Tensor,

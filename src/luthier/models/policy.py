@@ -40,6 +40,14 @@ class Policy(nn.Module):
         else:
             compat.use_plain_attention(model)
 
+    @property
+    def can_share(self) -> bool:
+        """Whether a token's hidden state depends on what stands before it and on nothing else.
+
+        Then rows may share what they begin with. Not so without packing, nor where dropout draws.
+        """
+        return self.layout == "packed" and not any(map(_dropout, self.model.modules()))
+
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every prediction, [N], in fp32."""
         if self.layout == "plain":
@@ -96,3 +104,9 @@ class Policy(nn.Module):
     def _order(self, batch: Batch) -> Tensor:
         """Puts predictions gathered sequence by sequence back in the batch's order."""
         return torch.argsort(torch.argsort(batch.sequence_N, stable=True))
+
+
+def _dropout(module: nn.Module) -> float:
+    """The largest dropout probability that the module itself holds."""
+    held = (getattr(module, name, 0.0) for name in ("p", "dropout", "attention_dropout", "attn_dropout"))
+    return max((float(value) for value in held if isinstance(value, float | int)), default=0.0)

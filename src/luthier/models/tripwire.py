@@ -42,7 +42,7 @@ def choose_policy(model: PreTrainedModel, packing: bool | None = None, longest: 
     was_training = model.training
     model.eval()
     try:
-        batch = _probe(model).to(next(model.parameters()).device)
+        batch = probe(model).to(next(model.parameters()).device)
         with torch.no_grad():
             truth_N = Policy(model, "plain")(batch)
         reasons: dict[Layout, str] = {}
@@ -167,7 +167,7 @@ def _wrong_view(policy: Policy, batch: Batch) -> str | None:
     return None
 
 
-def _probe(model: PreTrainedModel) -> Batch:
+def probe(model: PreTrainedModel) -> Batch:
     """Two documents and a prompt with two answers, of random tokens; short, as the rest of the job waits."""
     vocabulary: int = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAssignmentType, reportIndexIssue]
     draw = np.random.default_rng(0)

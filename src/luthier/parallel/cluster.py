@@ -4,7 +4,7 @@ Only `RANK`, `WORLD_SIZE`, `LOCAL_RANK` and `MASTER_*` are read, so torchrun, Sl
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -34,8 +34,8 @@ class Cluster:
         """Each value summed over all processes, in fp64 on the CPU."""
         return list(values)
 
-    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Adds up the gradients of all processes; one without a gradient counts as zero where others have one."""
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its sum over all processes, which must call this with tensors of equal shapes."""
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, in order of rank, on every process."""
@@ -51,8 +51,8 @@ class Cluster:
 class DataParallel(Cluster):
     """Each process holds the whole model and learns from its share of every step (DDP).
 
-    Gradients are summed once a step, as a few flat buffers, after the last micro-batch: processes may have
-    different numbers of micro-batches, even none.
+    Gradients are summed once a step, in few messages, after the last micro-batch: processes may have different
+    numbers of micro-batches, even none.
     """
 
     def __init__(self, rank: int, world: int, local_rank: int, backend: str, timeout: timedelta):
@@ -66,21 +66,20 @@ class DataParallel(Cluster):
         dist.all_reduce(total, group=self._cpu)
         return total.tolist()
 
-    def reduce_gradients(self, parameters: Iterable[Tensor]) -> None:
-        parameters = list(parameters)
-        used = self.sum([parameter.grad is not None for parameter in parameters])
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
         bucket: list[Tensor] = []
         size = 0
-        for parameter, ranks in zip(parameters, used, strict=True):
-            if ranks == 0:  # without a gradient on any rank, as it would be in a single process
+        for tensor in tensors:
+            if tensor.numel() >= BUCKET_ELEMENTS:
+                _sum_bucket([tensor])
                 continue
-            bucket.append(parameter)
-            size += parameter.numel()
+            bucket.append(tensor)
+            size += tensor.numel()
             if size >= BUCKET_ELEMENTS:
-                _reduce_bucket(bucket)
+                _sum_bucket(bucket)
                 bucket, size = [], 0
         if bucket:
-            _reduce_bucket(bucket)
+            _sum_bucket(bucket)
 
     def gather(self, value: Any) -> list[Any]:
         values: list[Any] = [None] * self.world
@@ -94,16 +93,15 @@ class DataParallel(Cluster):
         dist.destroy_process_group()
 
 
-def _reduce_bucket(parameters: list[Tensor]) -> None:
-    """Sums the gradients over all processes in one message, in fp32."""
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter, dtype=parameter.grad_dtype)  # pyright: ignore[reportAttributeAccessIssue]
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    flat = torch.cat([gradient.flatten().float() for gradient in gradients])
+def _sum_bucket(tensors: list[Tensor]) -> None:
+    """Sums over all processes in one message, in fp32. A tensor on its own needs no copy."""
+    if len(tensors) == 1 and tensors[0].is_contiguous() and tensors[0].dtype == torch.float32:
+        dist.all_reduce(tensors[0])
+        return
+    flat = torch.cat([tensor.flatten().float() for tensor in tensors])
     dist.all_reduce(flat)
-    for gradient, reduced in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-        gradient.copy_(reduced.view_as(gradient))
+    for tensor, summed in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
 
 
 def join_cluster(device_type: str, timeout: timedelta = WAIT) -> Cluster:

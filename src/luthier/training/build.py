@@ -22,8 +22,10 @@ from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import Question
 from luthier.methods.base import Method
 from luthier.models.device import pick_device, pick_dtype
+from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, resolve_model
 from luthier.models.lora import LoraReport, apply_lora
+from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
@@ -128,10 +130,15 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
     policy = choice.policy
     notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
     notes.append(_adapt(config, policy.model))
+    if config.model.fused:
+        _, line = fuse_checked(policy)
+        notes.append(line)
+    if config.model.compile:
+        notes.append(compile_layers(policy.model))
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-
+    replayed = config.train.cuda_graphs and device.type == "cuda" and policy.layout == "packed"
     source = StepSource(
         data.train,
         tokens_per_step=config.train.tokens_per_step,
@@ -139,6 +146,8 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
         seed=config.seed,
         rank=cluster.rank,
         world=cluster.world,
+        fixed_shape=replayed,
+        sharing=config.data.share_prefixes and policy.can_share and not replayed,
     )
     total_steps = source.total_steps(config.train.epochs, config.train.steps)
     trainer = Trainer(
@@ -150,6 +159,10 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
         cluster,
         max_grad_norm=config.train.max_grad_norm,
     )
+    if replayed:
+        trainer.replay(print)
+    elif config.train.cuda_graphs:
+        notes.append(f"train.cuda_graphs has no effect on {device.type} with the layout {policy.layout}")
     num_all = sum(p.numel() for p in policy.parameters())
     num_trained = sum(p.numel() for _, p in trained)
     notes.append(

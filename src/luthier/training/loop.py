@@ -14,11 +14,14 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.loader import StepSource
+from luthier.data.sharing import num_logical_tokens
 from luthier.errors import RunError
 from luthier.methods.base import Method, Scores
 from luthier.models.policy import Policy
+from luthier.optim.gradients import Gradients
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
+from luthier.training.graphs import MicroBatches
 from luthier.training.nonfinite import explain_nonfinite
 from luthier.training.progress import Progress, Report
 
@@ -53,6 +56,11 @@ class Trainer:
         self.max_grad_norm, self.hooks = max_grad_norm, list(hooks)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
+        self.gradients: Gradients = getattr(optimizer, "gradients", None) or Gradients(self.parameters)
+        self.micro_batches = MicroBatches(self._learn, self.device)
+        # of the step under way; on the device and always the same tensors, so that nothing waits for them
+        self.units = torch.ones((), dtype=torch.float64, device=self.device)
+        self.totals_M = torch.zeros(1 + len(method.metrics), dtype=torch.float64, device=self.device)
         self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.progress = Progress()
         self.interrupted = ""  # the signal that asks this rank to stop
@@ -70,17 +78,15 @@ class Trainer:
         """One optimizer step over this rank's micro-batches."""
         start = time.perf_counter()
         units, tokens = self._count(micro_batches)
-        totals = dict.fromkeys(("loss", *self.method.metrics), torch.zeros((), device=self.device))
-        for batch in micro_batches:
-            loss, metrics = self.loss(batch.to(self.device))
-            (loss / units).backward()
-            for name, value in {"loss": loss.detach(), **metrics}.items():
-                totals[name] = totals[name] + value
-        self.cluster.reduce_gradients(self.parameters)
-        values = self._means(totals, units)
-        values["grad_norm"] = self._clip()
+        self.totals_M.zero_()
+        self.units.fill_(units)
+        self.micro_batches(micro_batches)
+        self.gradients.collect(self.cluster.sum)
+        self.cluster.sum_in_place(self.gradients.tensors())
+        values = self._means(units)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             explain_nonfinite(self, micro_batches, values)
+        self._clip(values["grad_norm"])
         values["lr"] = self._update()
 
         elapsed = time.perf_counter() - start
@@ -107,9 +113,26 @@ class Trainer:
         loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
         return loss, self.method.loss(Scores(logp_N), batch)[1]
 
+    def replay(self, say: Callable[[str], None]) -> None:
+        """Replays micro-batches instead of running each anew; they should all have one shape."""
+
+        def clear() -> None:
+            self.gradients.clear()
+            self.totals_M.zero_()
+
+        self.gradients.hold()
+        self.micro_batches.replay(clear, say)
+
+    def _learn(self, batch: Batch) -> None:
+        """Forward and backward of one micro-batch: adds to the gradients and to the totals of the step."""
+        loss, metrics = self.loss(batch)
+        (loss / self.units.to(loss.dtype)).backward()
+        values = [loss.detach(), *(metrics[name].detach() for name in self.method.metrics)]
+        self.totals_M += torch.stack([value.to(self.totals_M) for value in values])
+
     def _count(self, micro_batches: list[Batch]) -> tuple[float, float]:
         """Units and tokens of this step on all ranks together, counted before any forward pass."""
-        mine = [sum(map(self.method.count, micro_batches)), sum(batch.num_tokens for batch in micro_batches)]
+        mine = [sum(map(self.method.count, micro_batches)), sum(map(num_logical_tokens, micro_batches))]
         units, tokens = self.cluster.sum(mine)
         if units == 0:
             raise RunError(
@@ -118,19 +141,23 @@ class Trainer:
             )
         return units, tokens
 
-    def _means(self, totals: dict[str, Tensor], units: float) -> dict[str, float]:
-        """Each total over all ranks, divided by the count. The step's one wait for the device."""
-        summed = self.cluster.sum(torch.stack([value.detach() for value in totals.values()]).tolist())
-        return {name: value / units for name, value in zip(totals, summed, strict=True)}
+    def _means(self, units: float) -> dict[str, float]:
+        """Each total over all ranks, divided by the count, and the gradient's norm: the step's one wait for the GPU."""
+        *totals, norm = torch.cat([self.totals_M, self.gradients.norm().to(self.totals_M)[None]]).tolist()
+        names = ("loss", *self.method.metrics)
+        means = {n: value / units for n, value in zip(names, self.cluster.sum(totals), strict=True)}
+        return means | {"grad_norm": norm}
 
-    def _clip(self) -> float:
-        limit = self.max_grad_norm if self.max_grad_norm is not None else float("inf")
-        return float(torch.nn.utils.clip_grad_norm_(self.parameters, limit))
+    def _clip(self, norm: float) -> None:
+        """Scales the gradients down to `max_grad_norm`, if their norm is larger."""
+        factor = (self.max_grad_norm or math.inf) / (norm + 1e-6)  # as torch's clip_grad_norm_
+        if factor < 1:
+            self.gradients.scale(factor)
 
     def _update(self) -> float:
         factor = self.schedule(self.progress.step)
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.gradients.clear()
         return self.peak_lrs[0] * factor

@@ -15,13 +15,13 @@ SHOWN = 8
 
 def explain_nonfinite(trainer: "Trainer", micro_batches: list[Batch], values: dict[str, float]) -> NoReturn:
     """Raises RunError that names the offending rows of all ranks. The weights were not updated with this step."""
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.gradients.clear()
     broken = [n for n, p in trainer.policy.named_parameters() if not torch.isfinite(p).all()]
     mine: list[int] = []
     if not broken:
         for batch in micro_batches:
             mine += _bad_rows(trainer, batch.to(trainer.device))
-        trainer.optimizer.zero_grad(set_to_none=True)
+        trainer.gradients.clear()
     rows = sorted({row for rank in trainer.cluster.gather(mine) for row in rank})
     found = (
         f"step {trainer.progress.step + 1}: loss {values['loss']:g}, gradient norm {values['grad_norm']:g}. "
@@ -48,7 +48,7 @@ def _bad_rows(trainer: "Trainer", batch: Batch) -> list[int]:
     bad = rows_Q[batch.sequence_N[~finite_N].unique()]
     if bad.numel():
         return [int(row) for row in bad]
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.gradients.clear()
     trainer.loss(batch)[0].backward()
     gradients = [p.grad for p in trainer.parameters if p.grad is not None]
     if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):

@@ -1,0 +1,149 @@
+// A linear layer for few rows: y[M, N] = scale (x W^T + x2 W2^T + bias) (+ y), with W [N, K] and W2 [N, K2] row-major.
+//
+// Few rows make a general GEMM slow: it spends its time on rearranging W, which it then uses only M times. Here nothing
+// is rearranged. Both operands are contiguous along K, so a tile of TILE_N rows of W and TILE_M rows of x is a set of
+// dot products: one vector accumulator each, summed across lanes once at the end. A tile of W stays in the first-level
+// cache while all rows of x pass, and the next one is fetched meanwhile.
+//
+// The second pair continues the same sum: a low-rank adapter costs its K2 columns and no second pass over y.
+// A row's result does not depend on how many rows there are: the order of its sums is the same.
+
+#include "vectors.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int TILE_M = 6;
+#else
+constexpr int TILE_M = 3;  // 3 x 4 accumulators, 3 vectors of x and 1 of W: all 16 registers
+#endif
+constexpr int TILE_N = 4;
+constexpr int64_t BLOCK_K = 1024;  // TILE_N rows of this length take half of a 32 KiB cache
+constexpr int64_t LINE = 64;
+
+typedef float Partial[TILE_N];
+
+// partial[m][n] += sum over k of x[m][k] w[n][k], for one tile.
+template <int M>
+LUTHIER_INLINE void tile(const float* x, int64_t x_stride, const float* const* w, int64_t length, Partial* partial) {
+    float_vector sum[M][TILE_N] = {};
+    int64_t k = 0;
+    for (; k + LANES <= length; k += LANES) {
+        float_vector in[M];
+        for (int m = 0; m < M; m++) {
+            in[m] = load(x + m * x_stride + k);
+            IN_REGISTER(in[m]);
+        }
+        for (int n = 0; n < TILE_N; n++) {
+            float_vector weight = load(w[n] + k);
+            IN_REGISTER(weight);
+            for (int m = 0; m < M; m++) sum[m][n] += in[m] * weight;
+        }
+    }
+    for (int m = 0; m < M; m++) {
+        float_quad total = lane_sums(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
+        for (int n = 0; n < TILE_N; n++) {
+            float rest = total[n];
+            for (int64_t j = k; j < length; j++) rest += x[m * x_stride + j] * w[n][j];
+            partial[m][n] += rest;
+        }
+    }
+}
+
+// What is read next, fetched a few lines at a time.
+struct Ahead {
+    const char* next;
+    int64_t lines;
+
+    LUTHIER_INLINE void fetch(int64_t share) {
+        for (; share > 0 && lines > 0; share--, lines--, next += LINE) __builtin_prefetch(next, 0, 2);
+    }
+};
+
+// All rows of x against one tile of W. Not inlined: the registers are for the loop over k.
+__attribute__((noinline)) void all_rows(int64_t rows, const float* x, int64_t x_stride, const float* const* w,
+                                        int64_t length, Partial* partial, Ahead ahead) {
+    int64_t share = ahead.lines * TILE_M / rows + 1, m = 0;
+    for (; m + TILE_M <= rows; m += TILE_M) {
+        ahead.fetch(share);
+        tile<TILE_M>(x + m * x_stride, x_stride, w, length, partial + m);
+    }
+    for (; m < rows; m++) {
+        ahead.fetch(share);
+        tile<1>(x + m * x_stride, x_stride, w, length, partial + m);
+    }
+}
+
+// One of the two products.
+struct Pair {
+    const float* x;
+    int64_t x_stride;
+    const void* w;
+    int64_t w_stride;
+    int64_t length;
+    bool narrow;  // W is bfloat16
+};
+
+// Adds the product's part for outputs `first` to `first + TILE_N`; past the last output, that one again.
+template <typename W>
+void add_product(int64_t rows, int64_t first, int64_t outputs, const Pair& pair, Partial* partial) {
+    alignas(64) float wide[TILE_N][BLOCK_K];
+    const W* weight = static_cast<const W*>(pair.w);
+    for (int64_t k = 0; k < pair.length; k += BLOCK_K) {
+        int64_t length = pair.length - k < BLOCK_K ? pair.length - k : BLOCK_K;
+        const float* w[TILE_N];
+        for (int n = 0; n < TILE_N; n++) {
+            const W* row = weight + (first + n < outputs ? first + n : outputs - 1) * pair.w_stride + k;
+            if constexpr (sizeof(W) == sizeof(float)) {
+                w[n] = row;
+            } else {
+                for (int64_t j = 0; j < length; j++) wide[n][j] = to_float(row[j]);
+                w[n] = wide[n];
+            }
+        }
+        bool last = first + TILE_N >= outputs || pair.length > BLOCK_K;
+        int64_t bytes = last ? 0 : TILE_N * pair.w_stride * int64_t(sizeof(W));
+        Ahead ahead = {reinterpret_cast<const char*>(weight + (first + TILE_N) * pair.w_stride), bytes / LINE};
+        all_rows(rows, pair.x + k, pair.x_stride, w, length, partial, ahead);
+    }
+}
+
+void linear(int64_t rows, int64_t outputs, const Pair* pairs, const float* bias, float* out, int64_t out_stride,
+            float scale, bool add) {
+    int64_t tiles = (outputs + TILE_N - 1) / TILE_N;
+#pragma omp parallel if (rows * outputs * pairs[0].length > PARALLEL_ELEMENTS)
+    {
+        Partial* partial = new Partial[rows];
+#pragma omp for schedule(static)
+        for (int64_t number = 0; number < tiles; number++) {
+            int64_t first = number * TILE_N, width = outputs - first < TILE_N ? outputs - first : TILE_N;
+            std::memset(partial, 0, sizeof(Partial) * rows);
+            for (int p = 0; p < 2; p++) {
+                if (pairs[p].narrow)
+                    add_product<bfloat16>(rows, first, outputs, pairs[p], partial);
+                else
+                    add_product<float>(rows, first, outputs, pairs[p], partial);
+            }
+            for (int64_t m = 0; m < rows; m++) {
+                float* place = out + m * out_stride + first;
+                for (int64_t n = 0; n < width; n++) {
+                    float value = scale * (partial[m][n] + (bias ? bias[first + n] : 0.0f));
+                    place[n] = add ? place[n] + value : value;
+                }
+            }
+        }
+        delete[] partial;
+    }
+}
+
+}  // namespace
+
+LUTHIER_EXPORT void skinny_linear(const float* x, const void* w, const float* x2, const void* w2, const float* bias,
+                                  float* out, int64_t rows, int64_t outputs, int64_t length, int64_t length2,
+                                  int64_t x_stride, int64_t w_stride, int64_t x2_stride, int64_t w2_stride,
+                                  int64_t out_stride, int64_t narrow, int64_t narrow2, int64_t add, float scale) {
+    if (rows == 0) return;
+    Pair pairs[2] = {{x, x_stride, w, w_stride, length, narrow != 0},
+                     {x2, x2_stride, w2, w2_stride, length2, narrow2 != 0}};
+    linear(rows, outputs, pairs, bias, out, out_stride, scale, add != 0);
+}

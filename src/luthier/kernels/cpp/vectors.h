@@ -1,0 +1,60 @@
+// Vectors of floats as the compiler knows them: as wide as this processor's registers.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "elements.h"
+
+#if defined(__AVX512F__)
+constexpr int LANES = 16;
+#elif defined(__AVX__)
+constexpr int LANES = 8;
+#else
+constexpr int LANES = 4;
+#endif
+
+typedef float float_vector __attribute__((vector_size(LANES * sizeof(float))));
+typedef float float_quad __attribute__((vector_size(16)));
+
+// Keeps a value in a register. Without it the compiler reads a factor from memory once for each product that it is
+// in: more loads than the processor has ports for.
+#if defined(__x86_64__)
+#define IN_REGISTER(value) __asm__("" : "+v"(value))
+#elif defined(__aarch64__)
+#define IN_REGISTER(value) __asm__("" : "+w"(value))
+#else
+#define IN_REGISTER(value)
+#endif
+
+LUTHIER_INLINE float_vector load(const float* from) {
+    float_vector value;
+    std::memcpy(&value, from, sizeof(value));
+    return value;
+}
+
+LUTHIER_INLINE float_vector load(const bfloat16* from) {
+    float lanes[LANES];
+    for (int lane = 0; lane < LANES; lane++) lanes[lane] = to_float(from[lane]);
+    return load(lanes);
+}
+
+LUTHIER_INLINE void store(float* to, float_vector value) { std::memcpy(to, &value, sizeof(value)); }
+
+LUTHIER_INLINE float_quad quad_of(const float_vector& value, int part) {
+    float_quad quad;
+    std::memcpy(&quad, reinterpret_cast<const float*>(&value) + 4 * part, sizeof(quad));
+    return quad;
+}
+
+// The sums across lanes of four vectors.
+LUTHIER_INLINE float_quad lane_sums(float_vector a, float_vector b, float_vector c, float_vector d) {
+    float_quad total = {0, 0, 0, 0};
+    for (int part = 0; part < LANES / 4; part++) {
+        float_quad p = quad_of(a, part), q = quad_of(b, part), r = quad_of(c, part), s = quad_of(d, part);
+        float_quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+        float_quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+        total += __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+    }
+    return total;
+}

@@ -1,0 +1,270 @@
+"""Linear layers that read the same input, with their low-rank updates, as one matrix product.
+
+For one layer with an adapter (LoRA, arXiv:2106.09685)
+
+    y = x·Wᵀ + (x·(s·A)ᵀ)·Bᵀ = [x | low]·[W | B]ᵀ        low = x·(s·A)ᵀ
+
+so if W lies in a buffer whose tail columns hold B, and x in one with R spare columns for `low`, the update costs
+no pass over y: the product is R columns deeper. Backward likewise, with s·A in the tail rows:
+
+    dx = [dy | dlow]·[W ; s·A]                               dlow = dy·B
+
+Several layers (query, key and value; gate and up) are stacked in one buffer, each adapter in columns of its own:
+
+    W₁ B₁ 0
+    W₂ 0  B₂
+    s₁A₁
+    s₂A₂
+
+Shape suffixes: T tokens, K inputs, M outputs of all layers, R ranks of all adapters; `wide` buffers have R more
+columns than their name says.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """The update s·B·A of a layer's weight. A [R, K] and B [M, R] are masters in at least fp32."""
+
+    a_RK: Tensor
+    b_MR: Tensor
+    scale: float
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One of the layers: y = x·Wᵀ + bias, and perhaps an update."""
+
+    weight_MK: Tensor
+    bias_M: Tensor | None = None
+    update: LowRank | None = None
+
+
+def reference(x_TK: Tensor, layers: Sequence[Linear]) -> Tensor:
+    """The definition: each layer alone, its update apart. Returns [T, M], the outputs side by side."""
+    outputs = []
+    for layer in layers:
+        y = F.linear(x_TK, layer.weight_MK, layer.bias_M)
+        if (update := layer.update) is not None:
+            low = update.scale * F.linear(x_TK, update.a_RK.to(x_TK.dtype))
+            y = y + F.linear(low, update.b_MR.to(x_TK.dtype))
+        outputs.append(y)
+    return torch.cat(outputs, -1)
+
+
+class Linears:
+    """What both kinds below offer.
+
+    `parameters` are the tensors that `parameter_gradients` answers for, in this order. `spare` is R, the number
+    of columns that the buffers of x and dy must have beyond K and M.
+    """
+
+    num_in: int
+    num_out: int
+    spare: int = 0
+    parameters: list[Tensor]
+
+    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+        """Writes x·Wᵀ + bias (+ `add_to`) into `out_TM` and returns it; fills the spare columns of `wide_x`."""
+        raise NotImplementedError
+
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+        """Fills the spare columns of `wide_grad`, and writes the gradient of x into `grad_x` if given."""
+        raise NotImplementedError
+
+    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
+        """The gradients of `parameters`, from both buffers with their spare columns filled."""
+        raise NotImplementedError
+
+
+class SeparateLinears(Linears):
+    """Layers without updates, their weights left where they are: for training whole weights."""
+
+    def __init__(self, layers: Sequence[Linear]):
+        assert all(layer.update is None for layer in layers)
+        self.layers = list(layers)
+        self.num_in = layers[0].weight_MK.shape[1]
+        self.num_out = sum(layer.weight_MK.shape[0] for layer in layers)
+        tensors = [t for layer in layers for t in (layer.weight_MK, layer.bias_M) if t is not None]
+        self.parameters = [tensor for tensor in tensors if tensor.requires_grad]
+
+    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+        for layer, columns in self._slices():
+            part = None if add_to is None else add_to[:, columns]
+            _product(wide_x, layer.weight_MK, layer.bias_M, part, out_TM[:, columns])
+        return out_TM
+
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+        if grad_x is None:
+            return
+        for number, (layer, columns) in enumerate(self._slices()):
+            if number == 0:
+                torch.mm(wide_grad[:, columns], layer.weight_MK, out=grad_x)
+            else:
+                grad_x.addmm_(wide_grad[:, columns], layer.weight_MK)
+
+    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
+        gradients = []
+        for layer, columns in self._slices():
+            grad = wide_grad[:, columns]
+            if layer.weight_MK.requires_grad:
+                gradients.append(grad.T @ wide_x)
+            if layer.bias_M is not None and layer.bias_M.requires_grad:
+                gradients.append(grad.sum(0, dtype=_wide(grad)).to(layer.bias_M.dtype))
+        return gradients
+
+    def _slices(self) -> list[tuple[Linear, slice]]:
+        ends = list(accumulate(layer.weight_MK.shape[0] for layer in self.layers))
+        return [
+            (layer, slice(end - layer.weight_MK.shape[0], end))
+            for layer, end in zip(self.layers, ends, strict=True)
+        ]
+
+
+class PackedLinears(Linears):
+    """Frozen layers in one buffer, their updates in its tails.
+
+    The buffer becomes the storage of the layers' weights (`weight.data` is a view of it), so nothing is held
+    twice. Call `refresh` before `forward`.
+    """
+
+    def __init__(self, layers: Sequence[Linear]):
+        assert not any(layer.weight_MK.requires_grad for layer in layers)
+        self.layers = list(layers)
+        self.num_in = layers[0].weight_MK.shape[1]
+        self.outs = _ranges([layer.weight_MK.shape[0] for layer in layers])
+        self.lows = _ranges([layer.update.a_RK.shape[0] if layer.update else 0 for layer in layers])
+        self.num_out, self.spare = self.outs[-1].stop, self.lows[-1].stop
+        self.parameters = [t for layer in layers if (u := layer.update) for t in (u.a_RK, u.b_MR)]
+        self.bias_M = self._biases()
+        self._pack()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copies the masters into the tails, and takes weights back in that were moved or replaced.
+
+        Done before every pass: version counters would not tell of updates made through another view.
+        """
+        if any(layer.weight_MK.data_ptr() != home.data_ptr() for layer, home in self._homes()):
+            self._pack()
+        tails_of_a, tails_of_b, scaled_a, masters_of_b = [], [], [], []
+        for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
+            if (update := layer.update) is not None:
+                tails_of_a.append(self._scaled_a()[lows])
+                tails_of_b.append(self.buffer[outs, self.num_in :][:, lows])
+                scaled_a.append(update.a_RK * update.scale)
+                masters_of_b.append(update.b_MR)
+        if scaled_a:
+            torch._foreach_copy_(tails_of_a + tails_of_b, scaled_a + masters_of_b)  # pyright: ignore[reportPrivateImportUsage]
+
+    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+        if self.spare:
+            torch.mm(wide_x[:, : self.num_in], self._scaled_a().T, out=wide_x[:, self.num_in :])
+        return _product(wide_x, self.buffer[: self.num_out], self.bias_M, add_to, out_TM)
+
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+        if self.spare:
+            b_MR = self.buffer[: self.num_out, self.num_in :]
+            torch.mm(wide_grad[:, : self.num_out], b_MR, out=wide_grad[:, self.num_out :])
+        if grad_x is not None:
+            torch.mm(wide_grad, self.buffer[:, : self.num_in], out=grad_x)
+
+    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
+        if not self.spare:
+            return []
+        grad_a_RK = wide_grad[:, self.num_out :].T @ wide_x[:, : self.num_in]
+        low_TR = wide_x[:, self.num_in :]
+        gradients = []
+        for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
+            if (update := layer.update) is not None:
+                gradients.append(grad_a_RK[lows].to(update.a_RK.dtype) * update.scale)
+                gradients.append((wide_grad[:, outs].T @ low_TR[:, lows]).to(update.b_MR.dtype))
+        return gradients
+
+    def unpack(self) -> None:
+        """Gives the layers' weights storage of their own again."""
+        for layer in self.layers:
+            layer.weight_MK.data = layer.weight_MK.data.contiguous()
+
+    def _pack(self) -> None:
+        first = self.layers[0].weight_MK
+        self.buffer = first.new_zeros(self.num_out + self.spare, self.num_in + self.spare)
+        for layer, home in self._homes():
+            home.copy_(layer.weight_MK.detach())
+            layer.weight_MK.data = home
+
+    def _homes(self) -> list[tuple[Linear, Tensor]]:
+        return [
+            (layer, self.buffer[outs, : self.num_in])
+            for layer, outs in zip(self.layers, self.outs, strict=True)
+        ]
+
+    def _scaled_a(self) -> Tensor:
+        return self.buffer[self.num_out :, : self.num_in]
+
+    def _biases(self) -> Tensor | None:
+        if all(layer.bias_M is None for layer in self.layers):
+            return None
+        parts = [
+            layer.weight_MK.new_zeros(layer.weight_MK.shape[0])
+            if layer.bias_M is None
+            else layer.bias_M.detach()
+            for layer in self.layers
+        ]
+        return torch.cat(parts)
+
+
+def _ranges(sizes: Sequence[int]) -> list[slice]:
+    return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _product(
+    x: Tensor, weight_MK: Tensor, bias_M: Tensor | None, add_to: Tensor | None, out_TM: Tensor
+) -> Tensor:
+    """x·Wᵀ + bias + add_to into `out_TM`, the additions inside the product."""
+    added = add_to if add_to is not None else bias_M
+    if added is None:
+        return torch.mm(x, weight_MK.T, out=out_TM)
+    torch.addmm(added, x, weight_MK.T, out=out_TM)
+    return out_TM if add_to is None or bias_M is None else out_TM.add_(bias_M)
+
+
+def cases(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, list[Linear]]]:
+    """Small inputs: one layer and several, with and without biases, updates on all, on some, on none; no tokens."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*size: int, of: torch.dtype = dtype) -> Tensor:
+        return torch.randn(*size, generator=generator, dtype=torch.float64).to(of)
+
+    def layer(num_in: int, num_out: int, rank: int, biased: bool) -> Linear:
+        masters = torch.promote_types(dtype, torch.float32)
+        update = (
+            LowRank(normal(rank, num_in, of=masters), normal(num_out, rank, of=masters), 1.5 / rank)
+            if rank
+            else None
+        )
+        return Linear(normal(num_out, num_in), normal(num_out) if biased else None, update)
+
+    outs = ((5,), (4, 2, 3))
+    ranks = ((0, 0, 0), (2, 2, 2), (0, 3, 1))
+    return [
+        (
+            normal(num_tokens, 6),
+            [layer(6, num_out, rank, biased) for num_out, rank in zip(sizes, of, strict=False)],
+        )
+        for num_tokens in (7, 0)
+        for sizes in outs
+        for of in ranks
+        for biased in (False, True)
+    ]

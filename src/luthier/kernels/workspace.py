@@ -1,0 +1,39 @@
+"""Buffers for intermediate results, kept between calls.
+
+A fresh tensor of some megabytes costs the operating system a page fault for each 4 KB, and the caches their
+contents. What lives only inside one half of a layer is therefore written where the layer before it wrote.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+
+class Workspace:
+    """Named buffers, each as large as the largest request so far.
+
+    What is taken is valid until the same name is taken again, so names must be unique among what is in use at
+    one time. Contents are whatever was there before.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+
+    def take(self, name: str, *size: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """A contiguous tensor of this size, on the device of `like` and of its dtype unless told otherwise."""
+        key = name, dtype or like.dtype, like.device
+        wanted = math.prod(size)
+        buffer = self._buffers.get(key)
+        if buffer is None or buffer.numel() < wanted:
+            buffer = self._buffers[key] = torch.empty(wanted, dtype=key[1], device=key[2])
+        return buffer[:wanted].view(size)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the buffers hold."""
+        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+
+    def clear(self) -> None:
+        """Gives the memory back."""
+        self._buffers.clear()

@@ -1,0 +1,89 @@
+"""From a policy and its optimizer to a planner of its activations."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.kernels.logprob import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
+from luthier.models.activations.gauge import Gauge, GpuGauge, HostGauge
+from luthier.models.activations.offload import HostStore
+from luthier.models.activations.plain import plannable_layers
+from luthier.models.activations.planner import ActivationPlanner, Demand, Mode
+from luthier.models.policy import Policy
+
+GIB = 2**30
+HOST_SHARE = 0.6  # others live on this machine too, and a step must not push their pages out
+GPU_SHARE = 0.92  # the rest is for what the allocator cannot fill between blocks
+
+
+def plan_activations(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    *,
+    mode: Mode = "auto",
+    limit: float | None = None,
+    processes: int = 1,
+    micro_tokens: int | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> ActivationPlanner:
+    """The planner for training this policy with this optimizer, on the device where its weights are.
+
+    Args:
+        mode: `memory.activations`.
+        limit: `memory.limit`, in GiB.
+        processes: training processes on this machine.
+        micro_tokens: most tokens in a micro-batch; bounds what the head needs.
+        tell: gets a line whenever the plan changes.
+    """
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    device = next(policy.parameters()).device
+    on_gpu = device.type == "cuda"
+    most = None if limit is None else int(limit * GIB)
+    gauge: Gauge = GpuGauge(device, most) if on_gpu else HostGauge(most, processes)
+    store = HostStore()
+    return ActivationPlanner(
+        plannable_layers(policy, store),
+        gauge,
+        mode=mode,
+        share=GPU_SHARE if on_gpu else HOST_SHARE,
+        demand=Demand(
+            _head_bytes(policy, on_gpu, micro_tokens),
+            sum(map(_training_bytes, trained)),
+            lambda: _present_bytes(trained, optimizer),
+        ),
+        offload=on_gpu,
+        store=store,
+        tell=tell,
+    )
+
+
+def tokens_in_flight(policy: Policy, batch: Batch) -> int:
+    """Tokens that go through the layers for this batch: without packing, a shared prompt does so for every answer."""
+    if policy.layout == "packed":
+        return batch.num_tokens
+    starts = batch.starts_S1.tolist()
+    return sum(starts[s + 1] - starts[s] for path in batch.paths() for s in path)
+
+
+def _head_bytes(policy: Policy, on_gpu: bool, micro_tokens: int | None) -> int:
+    """A chunk of logits and what its gradient needs besides."""
+    chunk = GPU_CHUNK_BYTES if on_gpu else CPU_CHUNK_BYTES
+    if micro_tokens is not None:
+        chunk = min(chunk, 4 * micro_tokens * policy.model.config.get_text_config().vocab_size)
+    return 2 * chunk
+
+
+def _training_bytes(parameter: Tensor) -> int:
+    """What comes with a trained weight: its gradient and two moments in fp32, and an fp32 master of narrow ones."""
+    return parameter.numel() * (12 if parameter.element_size() >= 4 else 16)
+
+
+def _present_bytes(trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Gradients and optimizer states that are there now. What shares memory counts once."""
+    tensors = [p.grad for p in trained if p.grad is not None]
+    tensors += [v for state in optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+    own = {p.untyped_storage().data_ptr() for p in trained}  # a master may be the weight itself
+    sizes = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+    return sum(size for address, size in sizes.items() if address not in own)

@@ -1,0 +1,1 @@
+"""Decoding without transformers' forward: layers read from their parts, a cache of blocks, rows of any lengths."""

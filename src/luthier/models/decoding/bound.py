@@ -1,0 +1,218 @@
+"""A model taken apart for decoding: each layer's tensors, read from its modules as they are now.
+
+What a layer is made of is said by the files in models/families. Nothing is copied, so the weights that are read
+later are those of that moment; modules that are exchanged (an adapter put on) need a new binding.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import luthier.models.families
+from luthier.kernels.attention import AttentionRule
+from luthier.kernels.gated import KINDS
+from luthier.models.fused import parts
+from luthier.models.lora import LoraLinear, WholeModule
+
+
+class CannotBind(Exception):
+    """Why a model cannot be decoded from its parts, in a few words."""
+
+
+@dataclass(frozen=True)
+class BoundLinear:
+    """y = x·Wᵀ + bias + scale · (x·Aᵀ)·Bᵀ; the low-rank part may be absent."""
+
+    weight_NK: Tensor
+    bias_N: Tensor | None
+    a_RK: Tensor | None = None
+    b_NR: Tensor | None = None
+    scale: float = 1.0
+
+    @property
+    def num_out(self) -> int:
+        """N."""
+        return self.weight_NK.shape[0]
+
+
+@dataclass(frozen=True)
+class BoundNorm:
+    """An RMS norm with the tensor of its weight."""
+
+    weight_D: Tensor
+    eps: float
+    offset: float
+
+
+@dataclass(frozen=True)
+class BoundAttention:
+    """The attention half of a layer."""
+
+    projections: tuple[BoundLinear, ...]
+    output: BoundLinear
+    num_heads: int
+    num_key_heads: int
+    head_size: int
+    rule: AttentionRule
+    pre_norm: BoundNorm | None
+    post_norm: BoundNorm | None
+    query_norm: BoundNorm | None
+    key_norm: BoundNorm | None
+    norm_each_head: bool
+    rotary: bool
+    kind: str | None
+    """Which rotary tables it takes, where a model has several."""
+
+
+@dataclass(frozen=True)
+class BoundMlp:
+    """The feed-forward half of a layer."""
+
+    projections: tuple[BoundLinear, ...]
+    output: BoundLinear
+    activation: str
+    pre_norm: BoundNorm | None
+    post_norm: BoundNorm | None
+
+
+@dataclass(frozen=True)
+class BoundLayer:
+    """A decoder layer."""
+
+    attention: BoundAttention
+    mlp: BoundMlp
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class BoundModel:
+    """A causal language model: modules before and behind the layers, and the layers' tensors."""
+
+    embedding: nn.Module
+    multiplier: float
+    """On the embedded tokens."""
+    rotary: nn.Module
+    kinds: tuple[str | None, ...]
+    """Kinds of rotary tables; (None,) where there is one."""
+    layers: tuple[BoundLayer, ...]
+    norm: nn.Module
+    head: BoundLinear
+
+
+def bind(model: PreTrainedModel) -> BoundModel:
+    """Takes the model apart. Raises CannotBind with the reason where that is not possible."""
+    base: Any = model.base_model
+    for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
+        if not isinstance(getattr(base, name, None), nn.Module):
+            raise CannotBind(f"{type(base).__name__} has no {name}")
+    _refuse_changing_rotary(model.config)
+    by_type = "layer_type" in inspect.signature(base.rotary_emb.forward).parameters
+    known = _describers()
+    layers = tuple(_layer(layer, known, by_type) for layer in base.layers)
+    sizes = {(layer.attention.num_key_heads, layer.attention.head_size) for layer in layers}
+    if len(sizes) != 1:
+        raise CannotBind("its layers' keys differ in size")
+    return BoundModel(
+        embedding=base.embed_tokens,
+        multiplier=float(getattr(base, "embedding_multiplier", 1.0)),
+        rotary=base.rotary_emb,
+        kinds=tuple(dict.fromkeys(layer.attention.kind for layer in layers)),
+        layers=layers,
+        norm=base.norm,
+        head=_linear("the head", model.get_output_embeddings()),
+    )
+
+
+def _describers() -> dict[str, Callable[[Any], parts.Layer]]:
+    """For each class of decoder layer that a family names, what describes it."""
+    folder = luthier.models.families
+    found = [name for _, name, _ in pkgutil.iter_modules(folder.__path__) if not name.startswith("_")]
+    families = [importlib.import_module(f"{folder.__name__}.{name}") for name in found]
+    return {name: family.describe for family in families for name in family.LAYERS}
+
+
+def _refuse_changing_rotary(config: Any) -> None:
+    """Tables that change with the longest sequence read so far would depend on what else is in the batch."""
+    text = config.get_text_config(decoder=True)
+    rope = getattr(text, "rope_parameters", None) or {}
+    for part in (rope, *rope.values()):
+        if isinstance(part, dict) and part.get("rope_type") in ("longrope", "dynamic"):
+            raise CannotBind(f"its rotary embedding ({part['rope_type']}) changes with the length")
+    if getattr(text, "attention_chunk_size", None):
+        raise CannotBind("its attention is cut into chunks of positions")
+
+
+def _layer(layer: nn.Module, known: dict[str, Any], by_type: bool) -> BoundLayer:
+    name = type(layer).__name__
+    if name not in known:
+        raise CannotBind(f"no file in models/families describes {name}")
+    for path, module in layer.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise CannotBind(f"{path or name} has hooks")
+    described: parts.Layer = known[name](layer)
+    if described.mlp.activation not in KINDS:
+        raise CannotBind(f"its activation is {described.mlp.activation}")
+    kind = getattr(layer.get_submodule("self_attn"), "layer_type", None) if by_type else None
+    return BoundLayer(
+        _attention(layer, described.attention, kind), _mlp(layer, described.mlp), described.multiplier
+    )
+
+
+def _attention(layer: nn.Module, spec: parts.Attention, kind: str | None) -> BoundAttention:
+    return BoundAttention(
+        projections=_linears(layer, spec.projections),
+        output=_linears(layer, (spec.output,))[0],
+        num_heads=spec.num_heads,
+        num_key_heads=spec.num_key_heads,
+        head_size=spec.head_size,
+        rule=spec.rule,
+        pre_norm=_norm(layer, spec.pre_norm),
+        post_norm=_norm(layer, spec.post_norm),
+        query_norm=_norm(layer, spec.query_norm),
+        key_norm=_norm(layer, spec.key_norm),
+        norm_each_head=spec.norm_each_head,
+        rotary=spec.rotary,
+        kind=kind,
+    )
+
+
+def _mlp(layer: nn.Module, spec: parts.Mlp) -> BoundMlp:
+    return BoundMlp(
+        projections=_linears(layer, spec.projections),
+        output=_linears(layer, (spec.output,))[0],
+        activation=spec.activation,
+        pre_norm=_norm(layer, spec.pre_norm),
+        post_norm=_norm(layer, spec.post_norm),
+    )
+
+
+def _norm(layer: nn.Module, norm: parts.Norm | None) -> BoundNorm | None:
+    if norm is None:
+        return None
+    weight = layer.get_submodule(norm.name).weight
+    assert isinstance(weight, Tensor)
+    return BoundNorm(weight.detach(), norm.eps, norm.offset)
+
+
+def _linears(layer: nn.Module, names: Sequence[str]) -> tuple[BoundLinear, ...]:
+    return tuple(_linear(name, layer.get_submodule(name)) for name in names)
+
+
+def _linear(name: str, module: Any) -> BoundLinear:
+    """The layer's weights, and its adapter's if it has one that is switched on."""
+    if isinstance(module, WholeModule):
+        return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    base = module.base if isinstance(module, LoraLinear) else module
+    if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks:
+        raise CannotBind(f"{name} is a {type(base).__name__}")
+    bias_N = None if base.bias is None else base.bias.detach()
+    if isinstance(module, LoraLinear) and module.enabled:
+        a_RK, b_NR = module.lora_A.detach(), module.lora_B.detach()
+        return BoundLinear(base.weight.detach(), bias_N, a_RK, b_NR, module.scale)
+    return BoundLinear(base.weight.detach(), bias_N)

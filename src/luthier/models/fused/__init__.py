@@ -1,0 +1,1 @@
+"""Decoder layers with their backward pass written by hand; see layer.py."""

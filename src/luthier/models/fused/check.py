@@ -1,0 +1,97 @@
+"""Fused layers only where they give the plain layers' numbers, forward and backward.
+
+The same few random tokens as in tripwire.py go through the model before and after; log-probabilities and every
+gradient must agree up to what the dtype rounds to, and attention must ask for the same windows.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from luthier.kernels.attention import Forest
+from luthier.models.fused.fuse import Fusion, fuse
+from luthier.models.policy import Policy
+from luthier.models.tripwire import probe
+
+
+def fuse_checked(policy: Policy) -> tuple[Fusion | None, str]:
+    """Fuses the policy's model if that is faithful; the fusion, and a line that says what runs how and why."""
+    if policy.layout != "packed":
+        return None, "no layer is fused, as documents do not go through this model end to end"
+    was_training = policy.training
+    policy.eval()
+    try:
+        before = _Numbers(policy)
+        fusion = fuse(policy.model)
+        fault = before.fault(_Numbers(policy)) if fusion.layers else None
+    finally:
+        policy.train(was_training)
+    if fault is not None:
+        fusion.release()
+        return None, f"no layer is fused: {fault}"
+    return fusion, summary(fusion)
+
+
+def summary(fusion: Fusion) -> str:
+    """What runs fused, what plain, and why."""
+    num_plain = sum(fusion.reasons.values())
+    why = "; ".join(f"{reason} ({count})" for reason, count in fusion.reasons.items())
+    if not fusion.layers:
+        return f"no layer is fused: {why or 'no file in models/families describes this architecture'}"
+    return f"{len(fusion.layers)} of {len(fusion.layers) + num_plain} layers fused" + (
+        f"; plain: {why}" if why else ""
+    )
+
+
+class _Numbers:
+    """What the model makes of the probe."""
+
+    def __init__(self, policy: Policy):
+        batch = probe(policy.model).to(next(policy.parameters()).device)
+        embedded: list[Tensor] = []
+
+        def catch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            embedded.append(output.detach().requires_grad_())
+            return embedded[-1]
+
+        embedding = policy.model.get_input_embeddings()
+        assert isinstance(embedding, nn.Module)
+        hook = embedding.register_forward_hook(catch)
+        try:
+            with torch.enable_grad():
+                logp_N = policy(batch)
+                weights_N = torch.linspace(0.5, 1.5, len(logp_N), device=logp_N.device)
+                trained = [p for p in policy.parameters() if p.requires_grad]
+                found = torch.autograd.grad(
+                    (logp_N * weights_N).sum(), [embedded[0], *trained], allow_unused=True
+                )
+        finally:
+            hook.remove()
+        self.logp_N = logp_N.detach()
+        self.gradients = [g for g in found if g is not None]
+        self.windows = self._windows(policy, batch)
+        self.eps = max(torch.finfo(p.dtype).eps for p in policy.parameters() if p.is_floating_point())
+
+    def fault(self, other: "_Numbers") -> str | None:
+        """How the other numbers differ from these by more than rounding; None if they do not."""
+        if self.windows != other.windows:
+            return f"attention windows {other.windows} instead of {self.windows}"
+        bound = 2 * max(self.eps, torch.finfo(torch.float32).eps) ** 0.5
+        spread = (self.logp_N - self.logp_N.mean()).norm()
+        if not (error := (self.logp_N - other.logp_N).norm() / spread) <= bound:
+            return f"log-probabilities differ by {error:.1e} of their spread (limit {bound:.1e})"
+        if len(self.gradients) != len(other.gradients):
+            return f"{len(other.gradients)} gradients instead of {len(self.gradients)}"
+        for mine, theirs in zip(self.gradients, other.gradients, strict=True):
+            if not (error := (mine - theirs).norm()) <= bound * mine.norm():
+                return f"a gradient differs by {error / mine.norm():.1e} (limit {bound:.1e})"
+        return None
+
+    @staticmethod
+    def _windows(policy: Policy, batch: Any) -> set[int | None]:
+        forest = Forest(tuple(batch.starts_S1.tolist()), tuple(batch.parent_S.tolist()))
+        with torch.no_grad():
+            tokens, positions = batch.tokens_T[None], batch.positions_T[None]
+            policy.model.base_model(tokens, position_ids=positions, use_cache=False, forest=forest)
+        return forest.windows

@@ -1,0 +1,60 @@
+"""Fused layers on one model instance: put on where they can be, checked, taken off."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+import luthier.models.families
+from luthier.kernels.workspace import Workspace
+from luthier.models.fused import parts
+from luthier.models.fused.layer import CannotFuse, FusedLayer
+
+
+@dataclass(frozen=True)
+class Fusion:
+    """Which layers of a model are fused, and why others are not."""
+
+    layers: tuple[FusedLayer, ...]
+    workspace: Workspace
+    reasons: dict[str, int] = field(default_factory=dict)
+    """Reason -> number of layers that run plain for it."""
+
+    def release(self) -> None:
+        """Takes all of it off again."""
+        for layer in self.layers:
+            layer.release()
+        self.workspace.clear()
+
+
+def fuse(model: nn.Module) -> Fusion:
+    """Lets the decoder layers of `model` that a family describes be computed by fused halves. In place.
+
+    To be called when adapters are in place and it is settled what is trained.
+    """
+    describers = dict(_describers())
+    workspace = Workspace()
+    layers, reasons = [], {}
+    for module in list(model.modules()):
+        describe = describers.get(type(module).__name__)
+        if describe is None or "forward" in vars(module):
+            continue
+        try:
+            fused = FusedLayer(module, describe(module), workspace)
+        except CannotFuse as reason:
+            reasons[str(reason)] = reasons.get(str(reason), 0) + 1
+            continue
+        module.forward = fused
+        layers.append(fused)
+    return Fusion(tuple(layers), workspace, reasons)
+
+
+def _describers() -> Iterator[tuple[str, Callable[[Any], parts.Layer]]]:
+    """For each class of decoder layer that a family names, what describes it."""
+    for found in pkgutil.iter_modules(luthier.models.families.__path__):
+        if not found.name.startswith("_"):
+            family = importlib.import_module(f"{luthier.models.families.__name__}.{found.name}")
+            yield from ((name, family.describe) for name in family.LAYERS)

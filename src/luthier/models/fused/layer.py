@@ -1,0 +1,222 @@
+"""A decoder layer of transformers, computed by two hand-written halves instead of its own forward.
+
+The layer stays what it is: its class, its modules, its weights and their names. Only this one object's `forward`
+is answered by a `FusedLayer`, which hands everything it was not made for (caches, padded batches, other dtypes,
+switched-off adapters) on to the layer's own.
+"""
+
+from collections.abc import Iterator, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from luthier.kernels.attention import Forest
+from luthier.kernels.gated import KINDS
+from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears, SeparateLinears
+from luthier.kernels.workspace import Workspace
+from luthier.models.activations.levels import Level
+from luthier.models.activations.offload import HostStore
+from luthier.models.activations.plain import recomputing
+from luthier.models.fused import parts
+from luthier.models.fused.attention_half import AttentionHalf
+from luthier.models.fused.half import Residual, Stream
+from luthier.models.fused.mlp_half import MlpHalf
+from luthier.models.fused.norm import BoundNorm
+from luthier.models.lora import LoraLinear
+
+
+class CannotFuse(Exception):
+    """Why a layer must run plain, in a few words."""
+
+
+class FusedLayer:
+    """Answers for one decoder layer's `forward`.
+
+    Args:
+        layer: the layer, its adapters in place.
+        described: what it is made of.
+        workspace: shared by all layers of a model, as they run one after the other.
+
+    Raises:
+        CannotFuse: the layer has something that the halves do not compute.
+    """
+
+    def __init__(self, layer: nn.Module, described: parts.Layer, workspace: Workspace):
+        self.layer, self.described = layer, described
+        self.plain = layer.forward
+        self.attention = _attention_half(layer, described, workspace)
+        self.mlp = _mlp_half(layer, described, workspace) if isinstance(described.mlp, parts.Mlp) else None
+        self.modules = {name: layer.get_submodule(name) for name in _names(described)}
+        self.store = HostStore()
+        self._level = Level.KEEP_ALL
+
+    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        forest = kwargs.get("forest")
+        if not (isinstance(forest, Forest) and self._applies(hidden_states)):
+            return self.plain(hidden_states, *args, **kwargs)
+        forest.windows.add(self.described.attention.rule.window)
+        cos, sin = kwargs["position_embeddings"]
+        stream = Stream(forest, cos[0], sin[0])
+        for linears in self._linears():
+            if isinstance(linears, PackedLinears):
+                linears.refresh()
+        if self._level in (Level.KEEP_ALL, Level.KEEP_ATTENTION) or not torch.is_grad_enabled():
+            return self._halves(hidden_states, stream)
+        return recomputing(self._level, self.store)(partial(self._halves, stream=stream), hidden_states)
+
+    def _halves(self, hidden_1TD: Tensor, stream: Stream) -> Tensor:
+        hidden_TD = self.attention(hidden_1TD[0], stream)
+        return (self._own_mlp(hidden_TD) if self.mlp is None else self.mlp(hidden_TD, stream))[None]
+
+    @property
+    def level(self) -> Level:
+        """What the layer keeps for its backward pass. Between the extremes, projections are made again."""
+        return self._level
+
+    @level.setter
+    def level(self, level: Level) -> None:
+        self._level = level
+        for half in self.halves:
+            half.recompute = level is Level.KEEP_ATTENTION
+
+    @property
+    def levels(self) -> tuple[Level, ...]:
+        """All of them."""
+        return tuple(Level)
+
+    def bytes_per_token(self, level: Level) -> int:
+        """What the halves keep for one token; of a feed-forward half that is the layer's own, an estimate."""
+        size = self._dtype.itemsize
+        entry = self.attention.residual.output.num_out  # the residual stream at the entry of a half
+        if level is Level.OFFLOAD_INPUT:
+            return 0
+        if level is Level.KEEP_INPUT:
+            return entry * size
+        projected = level is Level.KEEP_ALL
+        numbers = 2 * entry + sum(half.numbers_kept(projected) for half in self.halves)
+        if self.mlp is None:
+            numbers += 4 * entry + 2 * self._own_mlp_weights // max(1, entry)
+        return numbers * size
+
+    def flops_per_token(self, level: Level) -> float:
+        """Operations that are done again for one token; attention itself is not counted, as its length varies."""
+        if level is Level.KEEP_ALL:
+            return 0.0
+        projections = [half.projections for half in self.halves]
+        again = projections if level is Level.KEEP_ATTENTION else list(self._linears())
+        return 2.0 * sum((linears.num_in + linears.spare) * linears.num_out for linears in again)
+
+    @property
+    def _own_mlp_weights(self) -> int:
+        """Weights that one token meets in a feed-forward half of the layer's own; of stacked experts, one."""
+        spec = self.described.mlp
+        assert isinstance(spec, parts.OwnMlp)
+        matrices = [p for p in self.modules[spec.module].parameters() if p.dim() > 1]
+        return sum(p.numel() // (p.shape[0] if p.dim() == 3 else 1) for p in matrices)
+
+    def release(self) -> None:
+        """Gives the layer its own forward back, and its weights storage of their own."""
+        del self.layer.forward
+        for linears in self._linears():
+            if isinstance(linears, PackedLinears):
+                linears.unpack()
+
+    def _applies(self, hidden_states: Tensor) -> bool:
+        """Whether this call is what the halves were made for."""
+        if hidden_states.shape[0] != 1 or hidden_states.dtype != self._dtype:
+            return False
+        if self.layer.training and any(self.described.dropouts):
+            return False
+        for name, module in self.modules.items():
+            if self.layer.get_submodule(name) is not module or (
+                isinstance(module, LoraLinear) and not module.enabled
+            ):
+                return False
+        return True
+
+    def _own_mlp(self, hidden_TD: Tensor) -> Tensor:
+        """The feed-forward half by the layer's own modules."""
+        spec = self.described.mlp
+        assert isinstance(spec, parts.OwnMlp)
+        branch = self.modules[spec.module](self.modules[spec.norm](hidden_TD[None]))
+        return hidden_TD + (branch[0] if isinstance(branch, Tensor) else branch[0][0])
+
+    @property
+    def halves(self) -> tuple[AttentionHalf | MlpHalf, ...]:
+        """The halves that are written by hand."""
+        return (self.attention,) if self.mlp is None else (self.attention, self.mlp)
+
+    @property
+    def _dtype(self) -> Any:
+        return self.modules[self.described.attention.output].weight.dtype
+
+    def _linears(self) -> Iterator[Linears]:
+        for half in self.halves:
+            yield half.projections
+            yield half.residual.output
+
+
+def _attention_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) -> AttentionHalf:
+    spec = described.attention
+    return AttentionHalf(
+        spec,
+        _residual(layer, spec, described.multiplier, workspace),
+        linears(layer, spec.projections),
+        BoundNorm.of(layer, spec.query_norm),
+        BoundNorm.of(layer, spec.key_norm),
+    )
+
+
+def _mlp_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) -> MlpHalf:
+    spec = described.mlp
+    assert isinstance(spec, parts.Mlp)
+    if spec.activation not in KINDS:
+        raise CannotFuse(f"activation {spec.activation}")
+    residual = _residual(layer, spec, described.multiplier, workspace)
+    return MlpHalf(residual, linears(layer, spec.projections), spec.activation)
+
+
+def _residual(
+    layer: nn.Module, spec: parts.Attention | parts.Mlp, multiplier: float, workspace: Workspace
+) -> Residual:
+    pre, post = BoundNorm.of(layer, spec.pre_norm), BoundNorm.of(layer, spec.post_norm)
+    return Residual(pre, post, linears(layer, (spec.output,)), multiplier, workspace)
+
+
+def linears(layer: nn.Module, names: Sequence[str]) -> Linears:
+    """The named linear layers, which read the same input, as one. Raises CannotFuse."""
+    found = [_linear(name, layer.get_submodule(name)) for name in names]
+    if not any(part.weight_MK.requires_grad for part in found):
+        return PackedLinears(found)
+    if any(part.update is not None for part in found):
+        raise CannotFuse(f"{names[0]} and its like are in part trained whole, in part by an adapter")
+    return SeparateLinears(found)
+
+
+def _linear(name: str, module: nn.Module) -> Linear:
+    base = module.base if isinstance(module, LoraLinear) else module
+    if type(base) is not nn.Linear or isinstance(base, Conv1D) or "forward" in vars(base):
+        raise CannotFuse(f"{name} is a {type(base).__name__}")
+    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (base, module)):
+        raise CannotFuse(f"{name} has hooks")
+    if not isinstance(module, LoraLinear):
+        return Linear(base.weight, base.bias)
+    if module.dropout > 0:
+        raise CannotFuse("lora.dropout is above 0")
+    return Linear(base.weight, base.bias, LowRank(module.lora_A, module.lora_B, module.scale))
+
+
+def _names(described: parts.Layer) -> list[str]:
+    """Every module that the halves read."""
+    attention, mlp = described.attention, described.mlp
+    names = [*attention.projections, attention.output]
+    norms = [attention.pre_norm, attention.post_norm, attention.query_norm, attention.key_norm]
+    if isinstance(mlp, parts.OwnMlp):
+        names += [mlp.module, mlp.norm]
+    else:
+        names += [*mlp.projections, mlp.output]
+        norms += [mlp.pre_norm, mlp.post_norm]
+    return names + [norm.name for norm in norms if norm is not None]

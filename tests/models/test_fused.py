@@ -1,0 +1,357 @@
+"""Fused decoder layers give the plain layers' numbers, forward and backward, and hand on what they cannot do."""
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from luthier.data.batch import Batch, Example, Segment, collate
+from luthier.models.activations.levels import Level
+from luthier.models.fused.check import fuse_checked, summary
+from luthier.models.fused.fuse import fuse
+from luthier.models.fused.layer import FusedLayer
+from luthier.models.lora import apply_lora, disable_adapters, merge_adapters
+from luthier.models.policy import Policy
+from luthier.models.tripwire import choose_policy
+from tiny_models import build
+
+FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
+    "llama": lambda: build("llama"),
+    "llama with biases": lambda: build("llama", attention_bias=True, mlp_bias=True),
+    "mistral with a window": lambda: build("mistral", sliding_window=4),
+    "qwen2": lambda: build("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1),
+    "qwen3": lambda: build("qwen3"),
+    "smollm3": lambda: build("smollm3", num_hidden_layers=4),
+    "granite": lambda: build(
+        "granite", residual_multiplier=0.3, attention_multiplier=0.2, logits_scaling=2.0
+    ),
+    "gemma": lambda: build("gemma"),
+    "gemma2": lambda: build("gemma2", sliding_window=4, query_pre_attn_scalar=8, attn_logit_softcapping=5.0),
+    "gemma3": lambda: build("gemma3_text", sliding_window=4, query_pre_attn_scalar=8),
+    "phi3": lambda: build("phi3", original_max_position_embeddings=256),
+    "olmo2": lambda: build("olmo2"),
+    "qwen3 with experts": lambda: build(
+        "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0]
+    ),
+    "mixtral": lambda: build("mixtral", num_local_experts=4),
+    "olmo3": lambda: build("olmo3", sliding_window=4, num_hidden_layers=4),
+}
+DEEPSEEK: dict[str, Any] = {
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "n_group": 2,
+    "topk_group": 1,
+    "first_k_dense_replace": 1,
+    "kv_lora_rank": 8,
+    "q_lora_rank": 8,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "num_key_value_heads": 4,
+}
+
+
+def segment(length: int, parent: int = -1) -> Segment:
+    ids = np.random.default_rng(length).integers(0, 97, length).astype(np.int32)
+    return Segment(ids, np.ones(length, np.float32), parent)
+
+
+def forest() -> Batch:
+    tree = (segment(6), segment(4, 0), segment(3, 0))
+    return collate([Example((segment(9),)), Example(tree), Example((segment(5),))])
+
+
+def adapted(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
+    """With adapters that have been trained a little."""
+    apply_lora(model, rank=4, **options)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1)
+    return model
+
+
+def numbers(policy: Policy, batch: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities and all gradients of a weighted sum of them."""
+    policy.zero_grad()
+    logp_N = policy(batch or forest())
+    (logp_N * torch.linspace(0.5, 1.5, len(logp_N))).sum().backward()
+    return logp_N.detach(), {n: p.grad.clone() for n, p in policy.named_parameters() if p.grad is not None}
+
+
+def assert_same(
+    mine: tuple[Tensor, dict[str, Tensor]], theirs: tuple[Tensor, dict[str, Tensor]], rtol: float
+) -> None:
+    torch.testing.assert_close(mine[0], theirs[0], rtol=rtol, atol=rtol)
+    assert mine[1].keys() == theirs[1].keys()
+    for name, gradient in theirs[1].items():
+        assert (mine[1][name] - gradient).norm() <= rtol * gradient.norm(), name
+
+
+@pytest.mark.parametrize("tuned", ["adapters", "all weights"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_fused_is_plain(family: str, tuned: str) -> None:
+    model = FAMILIES[family]()
+    if tuned == "adapters":
+        adapted(model)
+    else:
+        model.requires_grad_(True)
+    policy = Policy(model)
+    plain = numbers(policy)
+    fusion = fuse(model)
+    assert len(fusion.layers) == model.config.num_hidden_layers, fusion.reasons
+    for recompute in (False, True):
+        for layer in fusion.layers:
+            for half in layer.halves:
+                half.recompute = recompute
+        assert_same(numbers(policy), plain, 1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(policy(forest()), plain[0], rtol=1e-5, atol=1e-5)
+    fusion.release()
+    assert_same(numbers(policy), plain, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "qwen3", "mixtral"])
+def test_levels_change_no_bit(family: str) -> None:
+    model = adapted(FAMILIES[family]())
+    policy, fusion = Policy(model), fuse(model)
+    kept = numbers(policy)
+    for level in (Level.KEEP_ATTENTION, Level.KEEP_INPUT, Level.OFFLOAD_INPUT):
+        for layer in fusion.layers:
+            layer.level = level
+        assert_same(numbers(policy), kept, 0)
+    fusion.layers[0].level = Level.KEEP_ALL
+    assert_same(numbers(policy), kept, 0)
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "olmo2", "qwen3", "phi3"])
+@pytest.mark.parametrize("level", [Level.KEEP_ALL, Level.KEEP_ATTENTION, Level.KEEP_INPUT])
+def test_a_layer_keeps_what_it_says(family: str, level: Level) -> None:
+    model = adapted(FAMILIES[family]())
+    policy, fusion = Policy(model), fuse(model)
+    batch = collate([Example((segment(64),)), Example((segment(40),))])
+    for layer in fusion.layers:
+        layer.level = level
+    weights = {p.untyped_storage().data_ptr() for p in policy.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    inner = model.model.layers
+    entries = [layer.register_forward_pre_hook(lambda *_: hooks.__enter__()) for layer in inner]
+    exits = [layer.register_forward_hook(lambda *_: hooks.__exit__(None, None, None)) for layer in inner]
+    hooks = torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor)
+    logp_N = policy(batch)
+    for handle in (*entries, *exits):
+        handle.remove()
+    said = sum(layer.bytes_per_token(level) for layer in fusion.layers) * batch.num_tokens
+    assert 0.9 * said <= sum(saved.values()) <= 1.15 * said
+    del logp_N
+
+
+@pytest.mark.parametrize("family", ["llama with biases", "gemma3", "olmo2", "phi3"])
+def test_low_precision_is_no_worse_than_plain(family: str) -> None:
+    model = adapted(FAMILIES[family]())
+    right = numbers(Policy(copy.deepcopy(model).double()))
+    for name, parameter in model.named_parameters():
+        if "lora" not in name:
+            parameter.data = parameter.data.bfloat16()
+    policy = Policy(model)
+
+    def error(found: tuple[Tensor, dict[str, Tensor]]) -> float:
+        return sum(float((found[1][n] - g).norm() ** 2) for n, g in right[1].items()) ** 0.5
+
+    plain = error(numbers(policy))
+    assert fuse(model).layers
+    assert error(numbers(policy)) <= 2 * plain
+
+
+def test_packed_is_one_document_at_a_time() -> None:
+    model = adapted(FAMILIES["qwen3"]())
+    policy = Policy(model)
+    assert fuse(model).layers
+    documents = [Example((segment(n),)) for n in (9, 1, 5, 17)]
+    together = numbers(policy, collate(documents))[1]
+    policy.zero_grad()
+    weights = torch.linspace(0.5, 1.5, sum(len(d) - 1 for d in documents)).split(
+        [len(d) - 1 for d in documents]
+    )
+    for document, weight_N in zip(documents, weights, strict=True):
+        (policy(collate([document])) * weight_N).sum().backward()
+    alone = {n: p.grad for n, p in policy.named_parameters() if p.grad is not None}
+    for name, gradient in alone.items():
+        assert (together[name] - gradient).norm() <= 2e-6 * gradient.norm(), name
+
+
+@pytest.mark.parametrize("family", ["qwen3 with experts", "deepseek_v3"])
+def test_experts_train_packed_with_the_gradients_of_one_document_at_a_time(family: str) -> None:
+    model = FAMILIES[family]() if family in FAMILIES else build(family, **DEEPSEEK)
+    policy = choose_policy(adapted(model)).policy
+    assert policy.layout == "packed" and model.config._experts_implementation == "grouped_mm"
+    fuse(model)
+    documents = [Example((segment(n),)) for n in (9, 5, 17)]
+    together = numbers(policy, collate(documents))[1]
+    policy.zero_grad()
+    weights = torch.linspace(0.5, 1.5, sum(len(d) - 1 for d in documents)).split(
+        [len(d) - 1 for d in documents]
+    )
+    for document, weight_N in zip(documents, weights, strict=True):
+        (policy(collate([document])) * weight_N).sum().backward()
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            assert (together[name] - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
+
+
+def test_two_passes_may_be_open_at_once() -> None:
+    model = adapted(FAMILIES["llama"]())
+    policy = Policy(model)
+    one, two = collate([Example((segment(9),))]), collate([Example((segment(12),))])
+    separately = [numbers(policy, one)[1], numbers(policy, two)[1]]
+    assert fuse(model).layers
+    policy.zero_grad()
+    losses = [(logp := policy(batch)) @ torch.linspace(0.5, 1.5, len(logp)) for batch in (one, two)]
+    sum(losses).backward()  # pyright: ignore[reportAttributeAccessIssue]
+    for name, parameter in policy.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(
+                parameter.grad, separately[0][name] + separately[1][name], rtol=1e-4, atol=1e-5
+            )
+
+
+def generate(model: Any, ids: Tensor) -> Tensor:
+    return model.generate(ids, max_new_tokens=5)
+
+
+def test_caches_padding_and_switched_off_adapters_go_the_plain_way() -> None:
+    model = adapted(FAMILIES["llama"]())
+    untouched = copy.deepcopy(model)
+    policy = Policy(model)
+    assert fuse(model).layers
+    ids = torch.arange(3, 11)[None]
+    for run in (model, untouched):
+        run.set_attn_implementation("sdpa")
+    torch.testing.assert_close(
+        generate(model, ids),
+        generate(untouched, ids),
+    )
+    padded = {"input_ids": ids.expand(2, -1), "attention_mask": torch.tensor([[1] * 8, [0] * 3 + [1] * 5])}
+    torch.testing.assert_close(model(**padded).logits, untouched(**padded).logits)
+    policy, other = Policy(model), Policy(untouched)
+    with disable_adapters(model), disable_adapters(untouched):
+        torch.testing.assert_close(policy(forest()), other(forest()))
+
+
+def test_merging_and_copying_still_work() -> None:
+    model = adapted(FAMILIES["llama"]())
+    policy = Policy(model)
+    expected = policy(forest()).detach()
+    fuse(model)
+    twin = copy.deepcopy(model)
+    torch.testing.assert_close(Policy(twin)(forest()), expected, rtol=1e-5, atol=1e-5)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.zero_()
+    torch.testing.assert_close(Policy(twin)(forest()), expected, rtol=1e-5, atol=1e-5)
+    merge_adapters(twin)
+    torch.testing.assert_close(Policy(twin)(forest()), expected, rtol=1e-5, atol=1e-5)
+
+
+def reason(model: nn.Module) -> str:
+    fusion = fuse(model)
+    assert not fusion.layers
+    return summary(fusion)
+
+
+def test_what_cannot_be_fused_says_why() -> None:
+    assert "lora.dropout is above 0 (2)" in reason(adapted(FAMILIES["llama"](), dropout=0.1))
+    assert "no file in models/families describes this architecture" in reason(build("cohere"))
+    assert "activation relu (2)" in reason(build("llama", hidden_act="relu"))
+    hooked = FAMILIES["llama"]()
+    for layer in hooked.model.layers:
+        layer.mlp.up_proj.register_forward_hook(lambda *_: None)
+    assert "mlp.up_proj has hooks (2)" in reason(hooked)
+    mixed = FAMILIES["llama"]()
+    apply_lora(mixed, rank=2, target=["q_proj"], modules_to_save=["k_proj"])
+    assert "self_attn.k_proj is a WholeModule (2)" in reason(mixed)
+
+
+def test_dropout_of_the_model_runs_plain_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(build("llama", attention_dropout=0.5))
+    fusion = fuse(model)
+    plain_calls: list[int] = []
+    for layer in fusion.layers:
+        own = layer.plain
+        monkeypatch.setattr(layer, "plain", lambda *a, own=own, **k: (plain_calls.append(1), own(*a, **k))[1])
+    policy = Policy(model)
+    policy.eval()(forest())
+    assert not plain_calls
+    policy.train()(forest())
+    assert len(plain_calls) == 2
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_checked_fusion_accepts_every_family(family: str) -> None:
+    model = adapted(FAMILIES[family]())
+    fusion, line = fuse_checked(Policy(model))
+    assert fusion is not None and f"{len(fusion.layers)} of {len(fusion.layers)} layers fused" in line
+
+
+def doubled_gradient(layer: FusedLayer) -> None:
+    assert layer.mlp is not None
+    backward = layer.mlp.backward
+
+    def wrong(*args: Any) -> tuple[Tensor | None, list[Tensor]]:
+        grad_hidden, of_parameters = backward(*args)
+        return grad_hidden, [2 * gradient for gradient in of_parameters]
+
+    layer.mlp.backward = wrong  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "symptom"),
+    [
+        (lambda layer: setattr(layer.mlp, "activation", "gelu"), "log-probabilities differ"),
+        (lambda layer: setattr(layer.attention.residual, "multiplier", 0.5), "log-probabilities differ"),
+        (doubled_gradient, "a gradient differs"),
+    ],
+)
+def test_a_wrong_description_is_found_and_taken_off(
+    spoil: Callable[[FusedLayer], None], symptom: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = adapted(FAMILIES["llama"]())
+    original = FusedLayer.__init__
+
+    def spoiled(self: FusedLayer, *args: Any) -> None:
+        original(self, *args)
+        spoil(self)
+
+    monkeypatch.setattr(FusedLayer, "__init__", spoiled)
+    fusion, line = fuse_checked(Policy(model))
+    assert fusion is None and line.startswith("no layer is fused: ") and symptom in line
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_a_wrong_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(build("mistral", sliding_window=100))  # longer than the probe: its numbers cannot tell
+    original = FusedLayer.__init__
+
+    def spoiled(self: FusedLayer, layer: nn.Module, described: Any, workspace: Any) -> None:
+        attention = replace(described.attention, rule=replace(described.attention.rule, window=None))
+        original(self, layer, replace(described, attention=attention), workspace)
+
+    monkeypatch.setattr(FusedLayer, "__init__", spoiled)
+    assert fuse_checked(Policy(model)) == (
+        None,
+        "no layer is fused: attention windows {None} instead of {100}",
+    )
