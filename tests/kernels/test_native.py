@@ -90,12 +90,9 @@ def test_a_changed_source_is_a_new_build(tmp_path: Path, sources: Path, changed:
 def test_a_damaged_build_is_built_again(tmp_path: Path, sources: Path) -> None:
     made = native.build(tmp_path / "cache", sources=sources).library
     assert made is not None
-    path = made.path
-    path.unlink()  # the loaded one keeps its memory; the file of that name is now another
-    path.write_bytes(b"\x7fELF cut off by a power failure")
-    script = RACE.replace("sys.exit(outcome.reason or 0)", "assert outcome.library, outcome.reason")
-    subprocess.run([sys.executable, "-c", script, str(path.parent), str(sources)], check=True)
-    assert len(path.read_bytes()) > 1000
+    made.path.unlink()  # the loaded one stays whole in memory; a new file takes its name
+    made.path.write_bytes(b"\x7fELF cut off by a power failure")
+    assert answer(native.build(tmp_path / "cache", sources=sources)) == 42
 
 
 def test_two_processes_may_build_at_once(tmp_path: Path, sources: Path) -> None:

@@ -46,7 +46,10 @@ def test_forward_and_backward_are_those_of_the_reference(index: int, dtype: torc
         assert_accurate(ours, exact, rounded)
 
 
-@pytest.mark.parametrize("index", range(len(rms_norm.cases())))
+SMALL = [index for index, case in enumerate(rms_norm.cases()) if case["x"].numel() <= 100]
+
+
+@pytest.mark.parametrize("index", SMALL)
 def test_gradcheck(index: int) -> None:
     case = rms_norm.cases()[index]
 

@@ -30,7 +30,7 @@ def gradients(trainer: Trainer, layers: Sequence[Plannable], levels: Sequence[Le
     for parameter in trainer.parameters:
         parameter.grad = None
     for batch in trainer.source.step(0)[:2]:
-        trainer.loss(batch)[0].backward()
+        trainer.learner.loss(batch)[0].backward()
     return [p.grad.clone() for p in trainer.parameters if p.grad is not None]
 
 
@@ -63,7 +63,7 @@ def test_dropout_of_the_model_itself_is_drawn_again_as_it_was() -> None:
     expected = gradients(trainer, layers, (ALL, ALL))
     assert same(gradients(trainer, layers, (INPUT, AWAY)), expected)
     trainer.policy.eval()
-    trainer.loss(trainer.source.step(0)[0])[0].backward()  # so dropout did have a hand in it
+    trainer.learner.loss(trainer.source.step(0)[0])[0].backward()  # so dropout did have a hand in it
     assert not same([p.grad for p in trainer.parameters if p.grad is not None], expected)
 
 
@@ -82,7 +82,7 @@ def kept_bytes(trainer: Trainer) -> int:
     trainer.policy.train()
     batch = trainer.source.step(0)[0]
     with saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = trainer.loss(batch)[0]
+        loss = trainer.learner.loss(batch)[0]
     total = sum(sizes.values())
     del loss
     return total

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from luthier.errors import ConfigError
-from luthier.rollout.sampling import SamplingSettings, choose, log_probability, row_uniforms
+from luthier.rollout.sampling import SPAN, SamplingSettings, choose, log_probability, row_uniforms
 
 SHARES = torch.linspace(0, 1 - 1e-9, 20_001, dtype=torch.float64)
 """Evenly spread random numbers: what they draw is the distribution itself."""
@@ -62,6 +62,24 @@ def test_top_p_looks_past_its_first_candidates() -> None:
     assert len(order) > 1200
     drawn = choose(logits_V.expand(len(some), -1), middle[some], sampling)
     assert drawn.tolist() == order[some].tolist()
+
+
+@pytest.mark.parametrize("num_tokens", [2 * SPAN + 1, 5 * SPAN, 2000])
+def test_a_large_vocabulary_is_drawn_from_in_two_steps(num_tokens: int) -> None:
+    """The middle of each token's share of the unit interval draws exactly that token; tokens without one, never."""
+    random = torch.Generator().manual_seed(num_tokens)
+    logits_V = 2 * torch.randn(num_tokens, generator=random)
+    logits_V[torch.randperm(num_tokens, generator=random)[: num_tokens // 2]] = -math.inf
+    logits_V[SPAN : 2 * SPAN] = -math.inf  # a whole span of them
+    share_V = logits_V.double().softmax(0)
+    end_V = share_V.cumsum(0)
+    likely = (share_V > 1e-6).nonzero()[:, 0]
+    middle = (end_V - share_V / 2)[likely]
+    drawn = choose(logits_V.expand(len(likely), -1), middle, SamplingSettings(temperature=1.0))
+    assert drawn.tolist() == likely.tolist()
+    for uniform in (0.0, 1 - 2.0**-40):
+        (edge,) = choose(logits_V[None], torch.tensor([uniform], dtype=torch.float64), SamplingSettings(temperature=1.0))
+        assert share_V[edge] > 0
 
 
 def test_greedy_takes_the_most_likely_token() -> None:

@@ -205,7 +205,7 @@ def test_a_step_that_ran_out_half_way_gives_the_gradients_of_one_that_did_not() 
             nonlocal passes
             for batch in trainer.source.step(0):
                 with planner.micro_batch(batch.num_tokens):
-                    loss = trainer.loss(batch)[0]
+                    loss = trainer.learner.loss(batch)[0]
                     loss.backward()  # so that the pass that fails has added to the gradients
                     passes += 1
                     if passes == fail_at:

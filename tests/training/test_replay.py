@@ -25,7 +25,7 @@ def fixed_trainer(lora: bool, dropout: float = 0.0) -> Trainer:
 def test_replayed_steps_are_the_eager_ones(lora: bool) -> None:
     eager, replayed = fixed_trainer(lora, dropout=0.1), fixed_trainer(lora, dropout=0.1)
     said: list[str] = []
-    replayed.replay(said.append)
+    replayed.learner.replay(said.append)
     for trainer in (eager, replayed):
         torch.manual_seed(3)
         trainer.policy.train()
@@ -34,26 +34,26 @@ def test_replayed_steps_are_the_eager_ones(lora: bool) -> None:
         assert all(one[n] == pytest.approx(two[n], rel=1e-6) for n in ("loss", "grad_norm", "tokens"))
     for name, weight in trained_weights(eager).items():
         torch.testing.assert_close(weight, trained_weights(replayed)[name], rtol=1e-5, atol=1e-7)
-    assert said == [] and len(replayed.micro_batches.replays) == 1
+    assert said == [] and len(replayed.learner.micro_batches.replays) == 1
 
 
 def test_nothing_that_a_graph_would_write_to_or_read_ever_moves() -> None:
     trainer = fixed_trainer(lora=False)
-    trainer.replay(print)
+    trainer.learner.replay(print)
     seen: list[list[int]] = []
-    compute = trainer.micro_batches.compute
+    compute = trainer.learner.micro_batches.compute
 
     def watched(batch: Batch) -> None:
         tensors: list[Tensor] = [batch.tokens_T, batch.starts_S1, batch.weight_N, batch.columns["row"]]
         tensors += [
-            trainer.units,
-            trainer.totals_M,
+            trainer.learner.units,
+            trainer.learner.totals_M,
             *(p.grad for p in trainer.parameters if p.grad is not None),
         ]
         seen.append([tensor.data_ptr() for tensor in tensors])
         compute(batch)
 
-    trainer.micro_batches.compute = watched
+    trainer.learner.micro_batches.compute = watched
     for step in range(4):
         trainer.step(trainer.source.step(step))
     assert len(seen) > 8 and len(seen[0]) == 6 + len(trainer.parameters)
@@ -63,14 +63,14 @@ def test_nothing_that_a_graph_would_write_to_or_read_ever_moves() -> None:
 def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
     eager, trainer = fixed_trainer(True), fixed_trainer(True)
     said: list[str] = []
-    trainer.replay(said.append)
+    trainer.learner.replay(said.append)
 
     def fails(compute: object, batch: Batch, device: torch.device) -> Replay:
-        trainer._learn(batch)  # a warm-up that leaves gradients and draws random numbers behind
+        trainer.learner._learn(batch)  # a warm-up that leaves gradients and draws random numbers behind
         torch.rand(5)
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
-    trainer.micro_batches.make = fails
+    trainer.learner.micro_batches.make = fails
     state = torch.get_rng_state()
     one, two = (t.step(t.source.step(0)).values for t in (eager, trainer))
     assert one["loss"] == two["loss"] and one["grad_norm"] == two["grad_norm"]

@@ -19,6 +19,7 @@ class Workspace:
 
     def __init__(self) -> None:
         self._buffers: dict[tuple[str, torch.dtype, torch.device], Tensor] = {}
+        self._outgrown: list[Tensor] = []  # on GPUs only: a recorded graph writes to where it wrote before
 
     def take(self, name: str, *size: int, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """A contiguous tensor of this size, on the device of `like` and of its dtype unless told otherwise."""
@@ -26,14 +27,18 @@ class Workspace:
         wanted = math.prod(size)
         buffer = self._buffers.get(key)
         if buffer is None or buffer.numel() < wanted:
+            if buffer is not None and buffer.is_cuda:
+                self._outgrown.append(buffer)
             buffer = self._buffers[key] = torch.empty(wanted, dtype=key[1], device=key[2])
         return buffer[:wanted].view(size)
 
     @property
     def num_bytes(self) -> int:
         """Memory that the buffers hold."""
-        return sum(buffer.numel() * buffer.element_size() for buffer in self._buffers.values())
+        buffers = [*self._buffers.values(), *self._outgrown]
+        return sum(buffer.numel() * buffer.element_size() for buffer in buffers)
 
     def clear(self) -> None:
         """Gives the memory back."""
         self._buffers.clear()
+        self._outgrown.clear()

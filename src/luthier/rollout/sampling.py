@@ -12,12 +12,16 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.errors import ConfigError
 
 FIRST_CANDIDATES = 256
 """How many of the most likely tokens `top_p` looks at before it looks at all of them."""
+
+SPAN = 256
+"""How many tokens a draw from the whole vocabulary first takes together."""
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,30 @@ def log_probability(logits_BV: Tensor, token_B: Tensor) -> Tensor:
 
 
 def _invert(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
-    """The index at which the running sum of the weights first exceeds the given share of their total."""
+    """The index at which the running sum of the weights first exceeds the given share of their total.
+
+    In two steps where there are many weights: the running sum of whole spans finds one span, that of its weights
+    the place in it. So only the spans' sums and one span's weights are summed one by one, in double precision.
+    """
+    num_rows, num_weights = weight_BK.shape
+    if num_weights <= 2 * SPAN:
+        return _place(weight_BK, uniform_B)[0]
+    padded_BK = F.pad(weight_BK, (0, -num_weights % SPAN))
+    spans_BSK = padded_BK.view(num_rows, -1, SPAN)
+    span_B, share_B = _place(spans_BSK.sum(-1), uniform_B)
+    inner_B, _ = _place(spans_BSK[torch.arange(num_rows, device=span_B.device), span_B], share_B)
+    return span_B * SPAN + inner_B
+
+
+def _place(weight_BK: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The index, and how far into its weight the aim falls, as a share of it in [0, 1)."""
     sum_BK = weight_BK.cumsum(dim=-1, dtype=torch.float64)
     aim_B1 = uniform_B[:, None] * sum_BK[:, -1:]
-    return torch.searchsorted(sum_BK, aim_B1, right=True).squeeze(1).clamp_(max=weight_BK.shape[1] - 1)
+    index_B1 = torch.searchsorted(sum_BK, aim_B1, right=True).clamp_(max=weight_BK.shape[1] - 1)
+    before_B1 = F.pad(sum_BK, (1, 0)).gather(1, index_B1)
+    own_B1 = sum_BK.gather(1, index_B1) - before_B1
+    share_B1 = ((aim_B1 - before_B1) / own_B1).clamp_(0, 1 - 2.0**-40)
+    return index_B1.squeeze(1), share_B1.squeeze(1)
 
 
 def _most_likely(scaled_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:

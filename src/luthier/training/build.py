@@ -21,10 +21,12 @@ from luthier.data.prepare import TokenDataset, prepare
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import Question
 from luthier.methods.base import Method
+from luthier.models.activations.assemble import plan_activations
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, resolve_model
 from luthier.models.lora import LoraReport, apply_lora
+from luthier.models.policy import Policy
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
 from luthier.optim.schedules import Schedule
@@ -109,32 +111,19 @@ def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Sa
     return Data(kept, held_out, ledgers, train.notes)
 
 
-def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer, list[str]]:
-    """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be."""
-    torch.manual_seed(
-        (config.seed + cluster.rank) % 2**63
-    )  # for dropout; all that ranks must share is drawn by generators
+def build_trainer(
+    config: Config, data: Data, cluster: Cluster, say: Say = print
+) -> tuple[Trainer, list[str]]:
+    """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be.
+
+    `say` is told later, on the main rank only, when something is decided anew.
+    """
+    # for dropout; all that ranks must share is drawn by generators
+    torch.manual_seed((config.seed + cluster.rank) % 2**63)
     if config.train.threads:
         _set_threads(config.train.threads)
-    device = pick_device(config.model.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", cluster.local_rank)
-    dtype = pick_dtype(config.model.dtype, device)
-    if dtype is torch.float16:
-        raise ConfigError(
-            "model.dtype is float16, whose small range loses small gradients in training. "
-            "Set model.dtype: auto, bfloat16 or float32."
-        )
-    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
-    choice = choose_policy(load_model(folder, dtype, device), config.model.packing, config.max_length)
-    policy = choice.policy
-    notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(_adapt(config, policy.model))
-    if config.model.fused:
-        _, line = fuse_checked(policy)
-        notes.append(line)
-    if config.model.compile:
-        notes.append(compile_layers(policy.model))
+    policy, notes = _build_policy(config, cluster)
+    device = next(policy.parameters()).device
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -159,16 +148,55 @@ def build_trainer(config: Config, data: Data, cluster: Cluster) -> tuple[Trainer
         cluster,
         max_grad_norm=config.train.max_grad_norm,
     )
+    say = say if cluster.is_main else lambda line: None
+    _plan(config, trainer, say)
     if replayed:
-        trainer.replay(print)
+        trainer.learner.replay(say)
     elif config.train.cuda_graphs:
         notes.append(f"train.cuda_graphs has no effect on {device.type} with the layout {policy.layout}")
+    return trainer, notes
+
+
+def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
+    """The model with its adapters in the fastest form that gives its own numbers, and how that came out."""
+    device = pick_device(config.model.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", cluster.local_rank)
+    dtype = pick_dtype(config.model.dtype, device)
+    if dtype is torch.float16:
+        raise ConfigError(
+            "model.dtype is float16, whose small range loses small gradients in training. "
+            "Set model.dtype: auto, bfloat16 or float32."
+        )
+    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    choice = choose_policy(load_model(folder, dtype, device), config.model.packing, config.max_length)
+    policy = choice.policy
+    notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
+    notes.append(_adapt(config, policy.model))
+    if config.model.fused:
+        _, line = fuse_checked(policy)
+        notes.append(line)
+    if config.model.compile:
+        notes.append(compile_layers(policy.model))
     num_all = sum(p.numel() for p in policy.parameters())
-    num_trained = sum(p.numel() for _, p in trained)
+    num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     notes.append(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
     )
-    return trainer, notes
+    return policy, notes
+
+
+def _plan(config: Config, trainer: Trainer, say: Say) -> None:
+    """Lets the trainer plan which activations it keeps."""
+    trainer.learner.activations = plan_activations(
+        trainer.policy,
+        trainer.optimizer,
+        mode=config.memory.activations,
+        limit=config.memory.limit,
+        processes=int(os.environ.get("LOCAL_WORLD_SIZE", trainer.cluster.world)),
+        micro_tokens=config.train.micro_tokens,
+        tell=say,
+    )
 
 
 def _set_threads(wanted: int) -> None:

@@ -16,12 +16,12 @@ from luthier.data.batch import Batch
 from luthier.data.loader import StepSource
 from luthier.data.sharing import num_logical_tokens
 from luthier.errors import RunError
-from luthier.methods.base import Method, Scores
+from luthier.methods.base import Method
 from luthier.models.policy import Policy
 from luthier.optim.gradients import Gradients
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
-from luthier.training.graphs import MicroBatches
+from luthier.training.learner import Learner
 from luthier.training.nonfinite import explain_nonfinite
 from luthier.training.progress import Progress, Report
 
@@ -57,10 +57,7 @@ class Trainer:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.gradients: Gradients = getattr(optimizer, "gradients", None) or Gradients(self.parameters)
-        self.micro_batches = MicroBatches(self._learn, self.device)
-        # of the step under way; on the device and always the same tensors, so that nothing waits for them
-        self.units = torch.ones((), dtype=torch.float64, device=self.device)
-        self.totals_M = torch.zeros(1 + len(method.metrics), dtype=torch.float64, device=self.device)
+        self.learner = Learner(policy, method, self.gradients, self.device)
         self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.progress = Progress()
         self.interrupted = ""  # the signal that asks this rank to stop
@@ -78,12 +75,10 @@ class Trainer:
         """One optimizer step over this rank's micro-batches."""
         start = time.perf_counter()
         units, tokens = self._count(micro_batches)
-        self.totals_M.zero_()
-        self.units.fill_(units)
-        self.micro_batches(micro_batches)
+        totals_M = self.learner(micro_batches, units)
         self.gradients.collect(self.cluster.sum)
         self.cluster.sum_in_place(self.gradients.tensors())
-        values = self._means(units)
+        values = self._means(totals_M, units)
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             explain_nonfinite(self, micro_batches, values)
         self._clip(values["grad_norm"])
@@ -105,31 +100,6 @@ class Trainer:
             self.interrupted = self.interrupted or "another rank was interrupted"
         return bool(self.progress.stopping or self.interrupted)
 
-    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The method's summed loss on one batch, by the cheaper head where the method allows it."""
-        coefficient_N = self.method.coefficients(batch)
-        if coefficient_N is None:
-            return self.method.loss(Scores(self.policy(batch)), batch)
-        loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
-        return loss, self.method.loss(Scores(logp_N), batch)[1]
-
-    def replay(self, say: Callable[[str], None]) -> None:
-        """Replays micro-batches instead of running each anew; they should all have one shape."""
-
-        def clear() -> None:
-            self.gradients.clear()
-            self.totals_M.zero_()
-
-        self.gradients.hold()
-        self.micro_batches.replay(clear, say)
-
-    def _learn(self, batch: Batch) -> None:
-        """Forward and backward of one micro-batch: adds to the gradients and to the totals of the step."""
-        loss, metrics = self.loss(batch)
-        (loss / self.units.to(loss.dtype)).backward()
-        values = [loss.detach(), *(metrics[name].detach() for name in self.method.metrics)]
-        self.totals_M += torch.stack([value.to(self.totals_M) for value in values])
-
     def _count(self, micro_batches: list[Batch]) -> tuple[float, float]:
         """Units and tokens of this step on all ranks together, counted before any forward pass."""
         mine = [sum(map(self.method.count, micro_batches)), sum(map(num_logical_tokens, micro_batches))]
@@ -141,9 +111,9 @@ class Trainer:
             )
         return units, tokens
 
-    def _means(self, units: float) -> dict[str, float]:
+    def _means(self, totals_M: Tensor, units: float) -> dict[str, float]:
         """Each total over all ranks, divided by the count, and the gradient's norm: the step's one wait for the GPU."""
-        *totals, norm = torch.cat([self.totals_M, self.gradients.norm().to(self.totals_M)[None]]).tolist()
+        *totals, norm = torch.cat([totals_M, self.gradients.norm().to(totals_M)[None]]).tolist()
         names = ("loss", *self.method.metrics)
         means = {n: value / units for n, value in zip(names, self.cluster.sum(totals), strict=True)}
         return means | {"grad_norm": norm}

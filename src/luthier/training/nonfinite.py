@@ -49,7 +49,7 @@ def _bad_rows(trainer: "Trainer", batch: Batch) -> list[int]:
     if bad.numel():
         return [int(row) for row in bad]
     trainer.gradients.clear()
-    trainer.loss(batch)[0].backward()
+    trainer.learner.loss(batch)[0].backward()
     gradients = [p.grad for p in trainer.parameters if p.grad is not None]
     if all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
         return []

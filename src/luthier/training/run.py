@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
+from luthier.allocator import keep_pages
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
 from luthier.data.loader import in_order
@@ -90,6 +91,8 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     build_method(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
+    if config.memory.keep_pages and not on_gpu:
+        keep_pages()
     say = say if cluster.is_main else _say_nothing
     try:
         before = _status_to_keep(config) if resume and cluster.is_main else None
@@ -117,7 +120,7 @@ def _execute(
     hashes = _data_hashes(config)
     if resume:
         check_same_data(hashes, folder, allow_changes)
-    trainer, notes = build_trainer(config, data, cluster)
+    trainer, notes = build_trainer(config, data, cluster, say)
     for note in notes:
         say(note)
 

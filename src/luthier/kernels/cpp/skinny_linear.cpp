@@ -8,6 +8,8 @@
 // The second pair continues the same sum: a low-rank adapter costs its K2 columns and no second pass over y.
 // A row's result does not depend on how many rows there are: the order of its sums is the same.
 
+#include <vector>
+
 #include "vectors.h"
 
 namespace {
@@ -18,14 +20,16 @@ constexpr int TILE_M = 6;
 constexpr int TILE_M = 3;  // 3 x 4 accumulators, 3 vectors of x and 1 of W: all 16 registers
 #endif
 constexpr int TILE_N = 4;
-constexpr int64_t BLOCK_K = 1024;  // TILE_N rows of this length take half of a 32 KiB cache
+constexpr int TILES = 2;            // of W that take turns with the same rows of x
+constexpr int64_t BLOCK_K = 640;    // so long they are: 20 KiB, and a tile of x, fit into a cache of 32
 constexpr int64_t LINE = 64;
 
-typedef float Partial[TILE_N];
+typedef float Partial[TILE_N * TILES];
 
 // partial[m][n] += sum over k of x[m][k] w[n][k], for one tile.
 template <int M>
-LUTHIER_INLINE void tile(const float* x, int64_t x_stride, const float* const* w, int64_t length, Partial* partial) {
+LUTHIER_INLINE void tile(const float* x, int64_t x_stride, const float* const* w, int64_t length, Partial* partial,
+                         int first) {
     float_vector sum[M][TILE_N] = {};
     int64_t k = 0;
     for (; k + LANES <= length; k += LANES) {
@@ -40,13 +44,16 @@ LUTHIER_INLINE void tile(const float* x, int64_t x_stride, const float* const* w
             for (int m = 0; m < M; m++) sum[m][n] += in[m] * weight;
         }
     }
+    float_quad total[M];
+#pragma GCC unroll 8  // or the sums would be indexed, and so live in memory from the start
+    for (int m = 0; m < M; m++) total[m] = lane_sums(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
     for (int m = 0; m < M; m++) {
-        float_quad total = lane_sums(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
-        for (int n = 0; n < TILE_N; n++) {
-            float rest = total[n];
-            for (int64_t j = k; j < length; j++) rest += x[m * x_stride + j] * w[n][j];
-            partial[m][n] += rest;
-        }
+        for (int64_t j = k; j < length; j++)
+            for (int n = 0; n < TILE_N; n++) total[m][n] += x[m * x_stride + j] * w[n][j];
+        float_quad kept;
+        std::memcpy(&kept, partial[m] + first, sizeof(kept));
+        kept += total[m];
+        std::memcpy(partial[m] + first, &kept, sizeof(kept));
     }
 }
 
@@ -60,17 +67,19 @@ struct Ahead {
     }
 };
 
-// All rows of x against one tile of W. Not inlined: the registers are for the loop over k.
-__attribute__((noinline)) void all_rows(int64_t rows, const float* x, int64_t x_stride, const float* const* w,
-                                        int64_t length, Partial* partial, Ahead ahead) {
+// All rows of x against all tiles of W.
+void all_rows(int64_t rows, const float* x, int64_t x_stride, const float* const* w, int64_t length, Partial* partial,
+              Ahead ahead) {
     int64_t share = ahead.lines * TILE_M / rows + 1, m = 0;
     for (; m + TILE_M <= rows; m += TILE_M) {
         ahead.fetch(share);
-        tile<TILE_M>(x + m * x_stride, x_stride, w, length, partial + m);
+        for (int n = 0; n < TILES * TILE_N; n += TILE_N)
+            tile<TILE_M>(x + m * x_stride, x_stride, w + n, length, partial + m, n);
     }
     for (; m < rows; m++) {
         ahead.fetch(share);
-        tile<1>(x + m * x_stride, x_stride, w, length, partial + m);
+        for (int n = 0; n < TILES * TILE_N; n += TILE_N)
+            tile<1>(x + m * x_stride, x_stride, w + n, length, partial + m, n);
     }
 }
 
@@ -84,15 +93,19 @@ struct Pair {
     bool narrow;  // W is bfloat16
 };
 
-// Adds the product's part for outputs `first` to `first + TILE_N`; past the last output, that one again.
+// Adds the product's part for WIDTH outputs from `first` on; past the last output, that one again.
+constexpr int64_t WIDTH = TILE_N * TILES;
+
 template <typename W>
 void add_product(int64_t rows, int64_t first, int64_t outputs, const Pair& pair, Partial* partial) {
-    alignas(64) float wide[TILE_N][BLOCK_K];
+    alignas(64) float wide[WIDTH][BLOCK_K];
     const W* weight = static_cast<const W*>(pair.w);
-    for (int64_t k = 0; k < pair.length; k += BLOCK_K) {
-        int64_t length = pair.length - k < BLOCK_K ? pair.length - k : BLOCK_K;
-        const float* w[TILE_N];
-        for (int n = 0; n < TILE_N; n++) {
+    int64_t blocks = (pair.length + BLOCK_K - 1) / BLOCK_K;
+    int64_t block = blocks > 1 ? (pair.length / blocks / 16 + 1) * 16 : pair.length;
+    for (int64_t k = 0; k < pair.length; k += block) {
+        int64_t length = pair.length - k < block ? pair.length - k : block;
+        const float* w[WIDTH];
+        for (int n = 0; n < WIDTH; n++) {
             const W* row = weight + (first + n < outputs ? first + n : outputs - 1) * pair.w_stride + k;
             if constexpr (sizeof(W) == sizeof(float)) {
                 w[n] = row;
@@ -101,22 +114,25 @@ void add_product(int64_t rows, int64_t first, int64_t outputs, const Pair& pair,
                 w[n] = wide[n];
             }
         }
-        bool last = first + TILE_N >= outputs || pair.length > BLOCK_K;
-        int64_t bytes = last ? 0 : TILE_N * pair.w_stride * int64_t(sizeof(W));
-        Ahead ahead = {reinterpret_cast<const char*>(weight + (first + TILE_N) * pair.w_stride), bytes / LINE};
+        // The next outputs' rows follow these ones; with several blocks each fetches its part of them.
+        int64_t bytes = WIDTH * pair.w_stride * int64_t(sizeof(W));
+        const char* next = reinterpret_cast<const char*>(weight + (first + WIDTH) * pair.w_stride);
+        int64_t lines = first + WIDTH < outputs ? bytes / LINE / blocks : 0;
+        Ahead ahead = {next + k / block * lines * LINE, lines};
         all_rows(rows, pair.x + k, pair.x_stride, w, length, partial, ahead);
     }
 }
 
 void linear(int64_t rows, int64_t outputs, const Pair* pairs, const float* bias, float* out, int64_t out_stride,
             float scale, bool add) {
-    int64_t tiles = (outputs + TILE_N - 1) / TILE_N;
+    int64_t groups = (outputs + WIDTH - 1) / WIDTH;
 #pragma omp parallel if (rows * outputs * pairs[0].length > PARALLEL_ELEMENTS)
     {
-        Partial* partial = new Partial[rows];
+        std::vector<float> sums(rows * WIDTH + 16);
+        Partial* partial = reinterpret_cast<Partial*>((reinterpret_cast<uintptr_t>(sums.data()) + 63) / 64 * 64);
 #pragma omp for schedule(static)
-        for (int64_t number = 0; number < tiles; number++) {
-            int64_t first = number * TILE_N, width = outputs - first < TILE_N ? outputs - first : TILE_N;
+        for (int64_t number = 0; number < groups; number++) {
+            int64_t first = number * WIDTH, width = outputs - first < WIDTH ? outputs - first : WIDTH;
             std::memset(partial, 0, sizeof(Partial) * rows);
             for (int p = 0; p < 2; p++) {
                 if (pairs[p].narrow)
@@ -132,7 +148,6 @@ void linear(int64_t rows, int64_t outputs, const Pair* pairs, const float* bias,
                 }
             }
         }
-        delete[] partial;
     }
 }
 

@@ -47,14 +47,17 @@ LUTHIER_INLINE float_quad quad_of(const float_vector& value, int part) {
     return quad;
 }
 
+// A vector folded onto its first quarter, half, or itself.
+LUTHIER_INLINE float_quad folded(float_vector value) {
+    float_quad sum = quad_of(value, 0);
+    for (int part = 1; part < LANES / 4; part++) sum += quad_of(value, part);
+    return sum;
+}
+
 // The sums across lanes of four vectors.
 LUTHIER_INLINE float_quad lane_sums(float_vector a, float_vector b, float_vector c, float_vector d) {
-    float_quad total = {0, 0, 0, 0};
-    for (int part = 0; part < LANES / 4; part++) {
-        float_quad p = quad_of(a, part), q = quad_of(b, part), r = quad_of(c, part), s = quad_of(d, part);
-        float_quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
-        float_quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
-        total += __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
-    }
-    return total;
+    float_quad p = folded(a), q = folded(b), r = folded(c), s = folded(d);
+    float_quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
+    float_quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
+    return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
 }

@@ -1,0 +1,72 @@
+"""Forward and backward of the micro-batches of one step: gradients and totals, as if they were one batch."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.methods.base import Method, Scores
+from luthier.models.activations.assemble import tokens_in_flight
+from luthier.models.activations.gauge import HostGauge
+from luthier.models.activations.planner import ActivationPlanner
+from luthier.models.policy import Policy
+from luthier.optim.gradients import Gradients
+from luthier.training.graphs import MicroBatches
+
+
+class Learner:
+    """What a step learns from its micro-batches.
+
+    Args:
+        policy: maps a batch to the log-probabilities of its predictions.
+        method: turns these into a loss.
+        gradients: where the gradients are added up.
+    """
+
+    def __init__(self, policy: Policy, method: Method, gradients: Gradients, device: torch.device):
+        self.policy, self.method, self.gradients, self.device = policy, method, gradients, device
+        self.activations = ActivationPlanner(
+            [], HostGauge()
+        )  # keeps everything until it is told of the layers
+        self.micro_batches = MicroBatches(self._learn, device)
+        # of the step under way; on the device and always the same tensors, so that nothing waits for them
+        self.units = torch.ones((), dtype=torch.float64, device=device)
+        self.totals_M = torch.zeros(1 + len(method.metrics), dtype=torch.float64, device=device)
+
+    def __call__(self, micro_batches: Sequence[Batch], units: float) -> Tensor:
+        """Adds the gradient of the summed loss over `units`; returns the sums of loss and metrics, on the device."""
+        self.totals_M.zero_()
+        self.units.fill_(units)
+        self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(micro_batches), self._discard)
+        return self.totals_M
+
+    def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The method's summed loss on one batch, by the cheaper head where the method allows it."""
+        coefficient_N = self.method.coefficients(batch)
+        if coefficient_N is None:
+            return self.method.loss(Scores(self.policy(batch)), batch)
+        loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
+        return loss, self.method.loss(Scores(logp_N), batch)[1]
+
+    def replay(self, say: Callable[[str], None]) -> None:
+        """Replays micro-batches instead of running each anew; they should all have one shape."""
+        self.gradients.hold()
+        self.micro_batches.replay(self._clear, say)
+
+    def _learn(self, batch: Batch) -> None:
+        """Forward and backward of one micro-batch: adds to the gradients and to the totals of the step."""
+        with self.activations.micro_batch(tokens_in_flight(self.policy, batch)):
+            loss, metrics = self.loss(batch)
+            (loss / self.units.to(loss.dtype)).backward()
+        values = [loss.detach(), *(metrics[name].detach() for name in self.method.metrics)]
+        self.totals_M += torch.stack([value.to(self.totals_M) for value in values])
+
+    def _clear(self) -> None:
+        self.gradients.clear()
+        self.totals_M.zero_()
+
+    def _discard(self) -> None:
+        """Forgets what a pass that ran out of memory has left behind."""
+        self.micro_batches.replays.clear()
+        self._clear()
