@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from luthier.training.loop import Trainer
 
-WARM_UP = 2
-"""Steps before the one that is looked at."""
+WARM_UP = 1
+"""Steps before the one that is looked at: buffers are there, memory is warm."""
 KINDS: dict[str, tuple[str, ...]] = {
     "attention": ("attention", "sdp", "flash", "::_softmax"),
     "matrix products": ("mm", "linear", "matmul", "einsum", "mkldnn", "gemm"),

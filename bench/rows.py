@@ -1,5 +1,7 @@
 """The rows of a workload: random token ids in documents of recorded lengths, the same for every contestant.
 
+As in the recorded data, all rows begin with the same few tokens: those of the chat template's system prompt.
+
 Kept as flat arrays, so that a contestant without Luthier reads them with numpy alone.
 """
 
@@ -7,6 +9,7 @@ import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,8 +67,16 @@ def load_rows(path: Path | str) -> Rows:
 
 def recorded(name: str) -> NDArray[np.int64]:
     """The recorded lengths of a data set, [rows, parts]."""
-    content = json.loads((LENGTHS / f"{name}.json").read_text(encoding="utf-8"))
-    return np.array(content["lengths"], dtype=np.int64)
+    return np.array(_record(name)["lengths"], dtype=np.int64)
+
+
+def common_beginning(name: str) -> int:
+    """How many first tokens all rows of a data set share."""
+    return int(_record(name)["common"])
+
+
+def _record(name: str) -> dict[str, Any]:
+    return json.loads((LENGTHS / f"{name}.json").read_text(encoding="utf-8"))
 
 
 def make_rows(
@@ -95,4 +106,8 @@ def make_rows(
     else:
         lengths = np.tile([[workload.prompt, tokens - workload.prompt]], (num_rows, 1))
     ids = draw.integers(FIRST_ID, vocabulary, int(lengths.sum())).astype(np.int32)
+    if workload.lengths:  # the template begins every row alike
+        common = np.arange(common_beginning(workload.lengths))
+        starts = np.cumsum(lengths.sum(1)) - lengths.sum(1)
+        ids[starts[:, None] + common] = ids[common]
     return Rows(ids, lengths)

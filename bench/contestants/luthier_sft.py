@@ -121,12 +121,14 @@ def steps_of_rows(trainer: "Trainer", documents: Documents, samples: int) -> Any
     from luthier.data.batch import collate
     from luthier.data.loader import StepSource
     from luthier.data.pack import pack
+    from luthier.data.sharing import share_prefixes
 
     class RowSteps(StepSource):
         def step(self, step: int) -> "list[Batch]":
             rows = np.arange(step * samples, (step + 1) * samples) % len(documents.rows)
             packs: Sequence[Any] = pack(documents.lengths[rows], self.micro_tokens)
-            return [collate([self.dataset.example(int(i)) for i in rows[p]]) for p in packs]
+            batches = [collate([self.dataset.example(int(i)) for i in rows[p]]) for p in packs]
+            return [share_prefixes(batch) for batch in batches] if old.sharing else batches
 
     old = trainer.source
     return RowSteps(documents, tokens_per_step=old.micro_tokens, micro_tokens=old.micro_tokens)

@@ -1,4 +1,4 @@
-"""Attention over blocks: the definition's numbers, whatever the lengths and the rule, and nothing from unused places."""
+"""Attention over blocks: the definition's numbers at any lengths and by any rule, nothing from unused places."""
 
 from typing import Any
 
@@ -38,7 +38,10 @@ def computed(case: dict[str, Any]) -> torch.Tensor:
 
 def spoiled(case: dict[str, Any]) -> dict[str, Any]:
     """nan wherever no sequence has a token: memory that nobody has written."""
-    keys, values = torch.full_like(case["keys_NGSD"], torch.nan), torch.full_like(case["values_NGSD"], torch.nan)
+    keys, values = (
+        torch.full_like(case["keys_NGSD"], torch.nan),
+        torch.full_like(case["values_NGSD"], torch.nan),
+    )
     size = keys.shape[2]
     for row, length in enumerate(case["length_B"].tolist()):
         for token in range(length):

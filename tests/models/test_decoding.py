@@ -22,6 +22,9 @@ TAKEN_APART = {
     "qwen2": lambda **values: build("qwen2", **values),
     "olmo2": lambda **values: build("olmo2", **values),
     "smollm3": lambda **values: build("smollm3", **{"num_hidden_layers": 4, **values}),
+    "qwen3 with experts": lambda **values: build(
+        "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0], **values
+    ),
     "one key head": lambda **values: tiny_llama(num_key_value_heads=1, **values),
     "biases": lambda **values: tiny_llama(attention_bias=True, **values),
     "llama 3 rotary": lambda **values: tiny_llama(
@@ -136,7 +139,9 @@ def test_a_head_with_an_adapter_and_weights_trained_whole() -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.requires_grad:
-                parameter.add_(0.2 * torch.randn_like(parameter, generator=None)) if "lora_A" not in name else None
+                parameter.add_(
+                    0.2 * torch.randn_like(parameter, generator=None)
+                ) if "lora_A" not in name else None
     assert_it_decodes_like(model, decoder_of(model))
 
 
@@ -230,5 +235,5 @@ def test_a_layer_that_computes_something_else_is_found_out() -> None:
 def test_broken_weights_are_left_to_the_plain_way() -> None:
     model = tiny_llama()
     with torch.no_grad():
-        model.get_output_embeddings().weight[5] = torch.nan
+        model.get_parameter("lm_head.weight")[5] = torch.nan
     assert "its logits differ by inf" in check(model).reason

@@ -86,7 +86,11 @@ class Watched(BlockDecoder):
 
 @torch.no_grad()
 def watched(
-    monkeypatch: pytest.MonkeyPatch, prompts: list[list[int]], sampling: SamplingSettings, limits=None, **batch
+    monkeypatch: pytest.MonkeyPatch,
+    prompts: list[list[int]],
+    sampling: SamplingSettings,
+    limits=None,
+    **batch,
 ) -> tuple[Watched, list]:
     monkeypatch.setattr("luthier.rollout.continuous.BlockDecoder", Watched)
     Watched.read_tokens, Watched.step_rows = [], []
@@ -95,11 +99,10 @@ def watched(
     plan = replace(plan, limits=limits or plan.limits)
     rows, shape = plan.rows(None), check(model).shape
     assert shape is not None
-    running = ContinuousBatch(
-        bind(model), shape, plan, **{"batch_rows": 64, "batch_tokens": 9999, **batch}
-    )
+    running = ContinuousBatch(bind(model), shape, plan, **{"batch_rows": 64, "batch_tokens": 9999, **batch})
     finished = sum(running.run(rows, lambda *given: push_all(*given, eos=[])))
     assert finished == len(rows)
+    assert isinstance(running._decoder, Watched)
     return running._decoder, rows
 
 
@@ -108,7 +111,9 @@ def test_a_prompt_is_read_once_for_all_its_answers(monkeypatch: pytest.MonkeyPat
     assert decoder.read_tokens == [47] and set(decoder.step_rows) == {6}
 
 
-def test_a_prompt_is_read_once_even_if_its_answers_do_not_fit_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_prompt_is_read_once_even_if_its_answers_do_not_fit_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     decoder, _ = watched(monkeypatch, prompts_of([40, 7]), SAMPLED, batch_rows=2)
     assert decoder.read_tokens == [40, 7]
 

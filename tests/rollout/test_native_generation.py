@@ -84,9 +84,7 @@ def ids(answers: list[list[Completion]]) -> list[list[list[int]]]:
 @WAYS
 @pytest.mark.parametrize("prompts", [UNEQUAL, SHARED], ids=["unequal", "shared prefix"])
 @pytest.mark.parametrize("family", EVERY)
-def test_logp_is_the_training_forward(
-    family: str, prompts: list[list[int]], take_apart: bool
-) -> None:
+def test_logp_is_the_training_forward(family: str, prompts: list[list[int]], take_apart: bool) -> None:
     model = EVERY[family]()
     settings = SamplingSettings(max_new_tokens=12, temperature=1.3, top_k=60, seed=3, num_samples=3)
     answers = generator(model, take_apart=take_apart).generate(prompts, settings)
@@ -96,9 +94,7 @@ def test_logp_is_the_training_forward(
 @WAYS
 @pytest.mark.parametrize("sampling", [{}, {"temperature": 1.0, "top_p": 0.9}], ids=["greedy", "sampled"])
 @pytest.mark.parametrize("family", EVERY)
-def test_a_batch_gives_what_each_prompt_gives_alone(
-    family: str, sampling: dict, take_apart: bool
-) -> None:
+def test_a_batch_gives_what_each_prompt_gives_alone(family: str, sampling: dict, take_apart: bool) -> None:
     native = generator(EVERY[family](), take_apart=take_apart)
     settings = SamplingSettings(max_new_tokens=12, seed=1, **sampling)
     for prompts in (UNEQUAL, SHARED):
@@ -216,7 +212,9 @@ def test_rows_that_are_done_leave_the_batch() -> None:
 @WAYS
 def test_what_ended_an_answer(take_apart: bool) -> None:
     model = tiny_llama()
-    (plain,) = generator(model, take_apart=take_apart).generate(UNEQUAL[:1], SamplingSettings(max_new_tokens=8))[0]
+    (plain,) = generator(model, take_apart=take_apart).generate(
+        UNEQUAL[:1], SamplingSettings(max_new_tokens=8)
+    )[0]
     assert (
         plain.finish == "length"
         and len(plain.ids) == 8

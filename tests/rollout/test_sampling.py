@@ -78,7 +78,9 @@ def test_a_large_vocabulary_is_drawn_from_in_two_steps(num_tokens: int) -> None:
     drawn = choose(logits_V.expand(len(likely), -1), middle, SamplingSettings(temperature=1.0))
     assert drawn.tolist() == likely.tolist()
     for uniform in (0.0, 1 - 2.0**-40):
-        (edge,) = choose(logits_V[None], torch.tensor([uniform], dtype=torch.float64), SamplingSettings(temperature=1.0))
+        (edge,) = choose(
+            logits_V[None], torch.tensor([uniform], dtype=torch.float64), SamplingSettings(temperature=1.0)
+        )
         assert share_V[edge] > 0
 
 

@@ -69,7 +69,7 @@ def run(tuned: Trainer, mode: Mode, limit: float | None = None) -> dict[str, obj
         with planner.micro_batch(batch.num_tokens):
             assert planner.plan is not None
             plans.append(planner.plan)
-            tuned.loss(batch)[0].backward()
+            tuned.learner.loss(batch)[0].backward()
 
     gauge, ended = HostGauge(), "done"
     start = gauge.in_use()
@@ -99,7 +99,7 @@ def main() -> None:
     tuned = trainer()
     tuned.policy.train()
     with HostGauge().watch():  # libraries and threads take their own memory in a first pass over a few tokens
-        tuned.loss(collate([tuned.source.dataset.example(0)]))[0].backward()
+        tuned.learner.loss(collate([tuned.source.dataset.example(0)]))[0].backward()
     if given.cap is not None:
         most = address_space() + int(given.cap * MIB)
         resource.setrlimit(resource.RLIMIT_AS, (most, most))

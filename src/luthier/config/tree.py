@@ -228,7 +228,8 @@ class TrainSection(Section):
     """Tokens that one update learns from, over all ranks together."""
 
     tokens_per_micro_batch: Positive | None = None
-    """Tokens in one forward and backward pass. Absent: 4,096, or `tokens_per_step` if that is less."""
+    """Tokens in one forward and backward pass. Absent: 4,096 (2,048 on a CPU, or the longest row), or
+    `tokens_per_step` if that is less."""
 
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this norm. null: never."""

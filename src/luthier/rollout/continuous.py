@@ -142,10 +142,7 @@ class ContinuousBatch:
         """The row behind its prompt. The last one takes the prompt's blocks over."""
         prompt, cache = self._read[row.prompt], self._decoder.cache
         prompt.waiting -= 1
-        if prompt.waiting:
-            stored = cache.fork(prompt.stored, 1)[0]
-        else:
-            stored = self._read.pop(row.prompt).stored
+        stored = cache.fork(prompt.stored, 1)[0] if prompt.waiting else self._read.pop(row.prompt).stored
         cache.grow(stored, stored.length + row.limit)
         number = self._plan.numbers[row.prompt]
         greedy = self._plan.settings.temperature == 0

@@ -134,7 +134,9 @@ class NativeGenerator:
         if shape is not None:
             return ContinuousBatch(bind(self._model), shape, plan, **self._batch).run(rows, push)
         self._known_traits = self._known_traits or traits_of(self._model, self._pad)
-        return PaddedBatches(self._model, self._known_traits, plan, pad=self._pad, **self._batch).run(rows, push)
+        return PaddedBatches(self._model, self._known_traits, plan, pad=self._pad, **self._batch).run(
+            rows, push
+        )
 
     def _check(self) -> Checked:
         """Whether the model can be taken apart, found anew when its modules have changed."""

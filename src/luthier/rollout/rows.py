@@ -90,9 +90,7 @@ class Plan:
     ) -> "Plan":
         """The plan for these prompts. Raises DataError where one cannot be answered."""
         assert numbers is None or len(numbers) == len(prompts)
-        limits = [
-            _limit(place, len(prompt), settings, max_positions) for place, prompt in enumerate(prompts)
-        ]
+        limits = [_limit(place, len(prompt), settings, max_positions) for place, prompt in enumerate(prompts)]
         return cls(
             prompts=[list(prompt) for prompt in prompts],
             numbers=list(range(len(prompts)) if numbers is None else numbers),

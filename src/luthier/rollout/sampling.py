@@ -93,12 +93,18 @@ def choose(logits_BV: Tensor, uniform_B: Tensor | None, settings: SamplingSettin
     if settings.temperature == 0:
         return logits_BV.argmax(dim=-1)
     assert uniform_B is not None
-    # The largest logit goes to 0 first, so that a small temperature cannot overflow.
-    scaled_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / settings.temperature
     if settings.top_k is None and settings.top_p == 1:
-        return _invert(scaled_BV.softmax(dim=-1), uniform_B)
-    kept_BK, token_BK = _most_likely(scaled_BV, settings)
+        return _invert(_weights(logits_BV, settings.temperature), uniform_B)
+    kept_BK, token_BK = _most_likely(logits_BV, settings)
     return token_BK.gather(1, _invert(kept_BK, uniform_B)[:, None]).squeeze(1)
+
+
+def _weights(logits_BV: Tensor, temperature: float) -> Tensor:
+    """Probabilities at this temperature."""
+    if temperature != 1:
+        # The largest logit goes to 0 first, so that a small temperature cannot overflow.
+        logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)).div_(temperature)
+    return logits_BV.softmax(dim=-1)
 
 
 def log_probability(logits_BV: Tensor, token_B: Tensor) -> Tensor:
@@ -134,13 +140,13 @@ def _place(weight_BK: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:
     return index_B1.squeeze(1), share_B1.squeeze(1)
 
 
-def _most_likely(scaled_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
+def _most_likely(logits_BV: Tensor, settings: SamplingSettings) -> tuple[Tensor, Tensor]:
     """Weights and ids of the tokens that `top_k` and `top_p` keep, likeliest first; others weigh 0."""
-    num_tokens = scaled_BV.shape[1]
+    num_tokens = logits_BV.shape[1]
     if settings.top_k is not None:
-        top_BK, token_BK = scaled_BV.topk(min(settings.top_k, num_tokens), dim=-1)
-        return _nucleus(top_BK.softmax(dim=-1), settings.top_p), token_BK
-    probability_BV = scaled_BV.softmax(dim=-1)
+        top_BK, token_BK = logits_BV.topk(min(settings.top_k, num_tokens), dim=-1)
+        return _nucleus(_weights(top_BK, settings.temperature), settings.top_p), token_BK
+    probability_BV = _weights(logits_BV, settings.temperature)
     num = min(FIRST_CANDIDATES, num_tokens)
     while True:
         # Sorting the whole vocabulary costs more than a small model's step, and is seldom needed.

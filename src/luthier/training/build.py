@@ -7,11 +7,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
 import luthier.methods
 import luthier.optim
+from luthier.allocator import keep_pages
 from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
 from luthier.data.chat import ChatTemplate
@@ -35,6 +37,7 @@ from luthier.places import cache_folder
 from luthier.training.loop import Trainer
 
 Say = Callable[[str], None]
+CPU_MICRO_TOKENS = 2048
 
 
 @dataclass(frozen=True)
@@ -127,11 +130,12 @@ def build_trainer(
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
+    micro_tokens = _micro_tokens(config, data, device)
     replayed = config.train.cuda_graphs and device.type == "cuda" and policy.layout == "packed"
     source = StepSource(
         data.train,
         tokens_per_step=config.train.tokens_per_step,
-        micro_tokens=config.train.micro_tokens,
+        micro_tokens=micro_tokens,
         seed=config.seed,
         rank=cluster.rank,
         world=cluster.world,
@@ -162,6 +166,8 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
     device = pick_device(config.model.device)
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
+    elif config.memory.keep_pages:
+        keep_pages()
     dtype = pick_dtype(config.model.dtype, device)
     if dtype is torch.float16:
         raise ConfigError(
@@ -186,6 +192,17 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
     return policy, notes
 
 
+def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:
+    """Tokens in one forward and backward pass.
+
+    On a CPU more than a few thousand make no product faster, only activations larger.
+    """
+    wanted = config.train.micro_tokens
+    if config.train.tokens_per_micro_batch is not None or device.type != "cpu":
+        return wanted
+    return max(min(wanted, CPU_MICRO_TOKENS), int(np.max(data.train.lengths)))
+
+
 def _plan(config: Config, trainer: Trainer, say: Say) -> None:
     """Lets the trainer plan which activations it keeps."""
     trainer.learner.activations = plan_activations(
@@ -194,7 +211,7 @@ def _plan(config: Config, trainer: Trainer, say: Say) -> None:
         mode=config.memory.activations,
         limit=config.memory.limit,
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", trainer.cluster.world)),
-        micro_tokens=config.train.micro_tokens,
+        micro_tokens=trainer.source.micro_tokens,
         tell=say,
     )
 

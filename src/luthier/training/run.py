@@ -9,7 +9,6 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from luthier.allocator import keep_pages
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
 from luthier.data.loader import in_order
@@ -91,8 +90,6 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     build_method(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
-    if config.memory.keep_pages and not on_gpu:
-        keep_pages()
     say = say if cluster.is_main else _say_nothing
     try:
         before = _status_to_keep(config) if resume and cluster.is_main else None

@@ -16,20 +16,14 @@ struct Strides {
 template <typename T>
 LUTHIER_INLINE void normalise(const T* x, const T* residual, T* summed, const float* weight, T* out, float* rstd,
                               int64_t D, float eps) {
-    float squares = 0.0f;
     if (residual != nullptr) {
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < D; ++i) {
-            // What is normalised is the sum as it is kept, rounded to the element type: the backward sees the same.
-            T kept = from_float<T>(to_float(x[i]) + to_float(residual[i]));
-            summed[i] = kept;
-            squares += to_float(kept) * to_float(kept);
-        }
-        x = summed;
-    } else {
-#pragma omp simd reduction(+ : squares)
-        for (int64_t i = 0; i < D; ++i) squares += to_float(x[i]) * to_float(x[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < D; ++i) summed[i] = from_float<T>(to_float(x[i]) + to_float(residual[i]));
+        x = summed;  // what is normalised is the sum as it is kept, rounded: the backward sees the same
     }
+    float squares = 0.0f;
+#pragma omp simd reduction(+ : squares)
+    for (int64_t i = 0; i < D; ++i) squares += to_float(x[i]) * to_float(x[i]);
     const float scale = 1.0f / std::sqrt(squares / float(D) + eps);
     *rstd = scale;
 #pragma omp simd

@@ -44,15 +44,19 @@ LUTHIER_INLINE void tile(const float* x, int64_t x_stride, const float* const* w
             for (int m = 0; m < M; m++) sum[m][n] += in[m] * weight;
         }
     }
-    float_quad total[M];
+    if (k < length) {
+#pragma GCC unroll 8
+        for (int m = 0; m < M; m++) {
+            float_vector in = load_some(x + m * x_stride + k, length - k);
+#pragma GCC unroll 8
+            for (int n = 0; n < TILE_N; n++) sum[m][n] += in * load_some(w[n] + k, length - k);
+        }
+    }
 #pragma GCC unroll 8  // or the sums would be indexed, and so live in memory from the start
-    for (int m = 0; m < M; m++) total[m] = lane_sums(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
     for (int m = 0; m < M; m++) {
-        for (int64_t j = k; j < length; j++)
-            for (int n = 0; n < TILE_N; n++) total[m][n] += x[m * x_stride + j] * w[n][j];
-        float_quad kept;
+        float_quad kept, total = lane_sums(sum[m][0], sum[m][1], sum[m][2], sum[m][3]);
         std::memcpy(&kept, partial[m] + first, sizeof(kept));
-        kept += total[m];
+        kept += total;
         std::memcpy(partial[m] + first, &kept, sizeof(kept));
     }
 }

@@ -39,6 +39,13 @@ LUTHIER_INLINE float_vector load(const bfloat16* from) {
     return load(lanes);
 }
 
+// The first `count` lanes from memory, the others 0.
+LUTHIER_INLINE float_vector load_some(const float* from, int64_t count) {
+    float lanes[LANES] = {};
+    for (int64_t lane = 0; lane < count; lane++) lanes[lane] = from[lane];
+    return load(lanes);
+}
+
 LUTHIER_INLINE void store(float* to, float_vector value) { std::memcpy(to, &value, sizeof(value)); }
 
 LUTHIER_INLINE float_quad quad_of(const float_vector& value, int part) {
@@ -47,7 +54,7 @@ LUTHIER_INLINE float_quad quad_of(const float_vector& value, int part) {
     return quad;
 }
 
-// A vector folded onto its first quarter, half, or itself.
+// A vector's quads summed.
 LUTHIER_INLINE float_quad folded(float_vector value) {
     float_quad sum = quad_of(value, 0);
     for (int part = 1; part < LANES / 4; part++) sum += quad_of(value, part);

@@ -42,33 +42,14 @@ def _rotate_heads(
     tl.store(out_ptr + start + half, turned_second, inside)
 
 
+# fmt: off
 @jit
 def _rotate_kernel(
-    query_ptr,
-    query_out_ptr,
-    key_ptr,
-    key_out_ptr,
-    cos_ptr,
-    sin_ptr,
-    num_tokens,
-    query_heads,
-    key_heads,
-    half,
-    query_groups,
-    cos_stride,
-    sin_stride,
-    query_stride_t,
-    query_stride_h,
-    query_out_stride_t,
-    query_out_stride_h,
-    key_stride_t,
-    key_stride_h,
-    key_out_stride_t,
-    key_out_stride_h,
-    INVERSE: tl.constexpr,
-    TOKENS: tl.constexpr,
-    HEADS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    query_ptr, query_out_ptr, key_ptr, key_out_ptr, cos_ptr, sin_ptr,
+    num_tokens, query_heads, key_heads, half, query_groups, cos_stride, sin_stride,
+    query_stride_t, query_stride_h, query_out_stride_t, query_out_stride_h,
+    key_stride_t, key_stride_h, key_out_stride_t, key_out_stride_h,
+    INVERSE: tl.constexpr, TOKENS: tl.constexpr, HEADS: tl.constexpr, BLOCK: tl.constexpr,
 ):
     token = (tl.program_id(0) * TOKENS + tl.arange(0, TOKENS)).to(tl.int64)[:, None, None]
     column = tl.arange(0, BLOCK)[None, None, :]
@@ -88,42 +69,19 @@ def _rotate_kernel(
         head = (group * HEADS + tl.arange(0, HEADS))[None, :, None]
         inside_heads = inside & (head < query_heads)
         _rotate_heads(
-            query_ptr,
-            query_out_ptr,
-            cos_first,
-            cos_second,
-            sin_first,
-            sin_second,
-            token,
-            head,
-            column,
-            inside_heads,
-            half,
-            query_stride_t,
-            query_stride_h,
-            query_out_stride_t,
-            query_out_stride_h,
+            query_ptr, query_out_ptr, cos_first, cos_second, sin_first, sin_second,
+            token, head, column, inside_heads, half,
+            query_stride_t, query_stride_h, query_out_stride_t, query_out_stride_h,
         )
     else:
         head = ((group - query_groups) * HEADS + tl.arange(0, HEADS))[None, :, None]
         inside_heads = inside & (head < key_heads)
         _rotate_heads(
-            key_ptr,
-            key_out_ptr,
-            cos_first,
-            cos_second,
-            sin_first,
-            sin_second,
-            token,
-            head,
-            column,
-            inside_heads,
-            half,
-            key_stride_t,
-            key_stride_h,
-            key_out_stride_t,
-            key_out_stride_h,
+            key_ptr, key_out_ptr, cos_first, cos_second, sin_first, sin_second,
+            token, head, column, inside_heads, half,
+            key_stride_t, key_stride_h, key_out_stride_t, key_out_stride_h,
         )
+# fmt: on
 
 
 def rotate(

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels import decode_attention
-from luthier.kernels.attention import AttentionRule, Forest, forest_attention
+from luthier.kernels import attention, decode_attention
+from luthier.kernels.attention import AttentionRule, Forest
 from luthier.models.decoding.cache import BlockCache, Stored
 
 
@@ -60,8 +60,7 @@ class Reading:
     ) -> None:
         self._cache.write(layer, self._place_T, key, value)
         if self._anew:
-            heads_first = (t.transpose(0, 1) for t in (query, key, value))
-            out.copy_(forest_attention(*heads_first, self._forest, rule))
+            attention.attend(query, key, value, self._forest, rule, out=out)
             return
         for (stored, start, _), (a, b) in zip(self._spans, pairwise(self._forest.starts), strict=True):
             past_key, past_value = self._cache.read(layer, stored, start)

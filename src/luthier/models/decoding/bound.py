@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import luthier.models.families
 from luthier.kernels.attention import AttentionRule
 from luthier.kernels.gated import KINDS
+from luthier.models.families._common import norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
 
@@ -82,11 +84,21 @@ class BoundMlp:
 
 
 @dataclass(frozen=True)
+class BoundOwnMlp:
+    """A feed-forward half that the layer's own module computes, such as a mixture of experts."""
+
+    module: nn.Module
+    pre_norm: BoundNorm
+    dtype: torch.dtype
+    """What the module computes in."""
+
+
+@dataclass(frozen=True)
 class BoundLayer:
     """A decoder layer."""
 
     attention: BoundAttention
-    mlp: BoundMlp
+    mlp: BoundMlp | BoundOwnMlp
     multiplier: float
 
 
@@ -156,8 +168,6 @@ def _layer(layer: nn.Module, known: dict[str, Any], by_type: bool) -> BoundLayer
         if module._forward_hooks or module._forward_pre_hooks:
             raise CannotBind(f"{path or name} has hooks")
     described: parts.Layer = known[name](layer)
-    if described.mlp.activation not in KINDS:
-        raise CannotBind(f"its activation is {described.mlp.activation}")
     kind = getattr(layer.get_submodule("self_attn"), "layer_type", None) if by_type else None
     return BoundLayer(
         _attention(layer, described.attention, kind), _mlp(layer, described.mlp), described.multiplier
@@ -182,7 +192,14 @@ def _attention(layer: nn.Module, spec: parts.Attention, kind: str | None) -> Bou
     )
 
 
-def _mlp(layer: nn.Module, spec: parts.Mlp) -> BoundMlp:
+def _mlp(layer: nn.Module, spec: parts.Mlp | parts.OwnMlp) -> BoundMlp | BoundOwnMlp:
+    if isinstance(spec, parts.OwnMlp):
+        module, norm = layer.get_submodule(spec.module), layer.get_submodule(spec.norm)
+        pre_norm = _norm(layer, parts.Norm(spec.norm, norm_eps(norm)))
+        assert pre_norm is not None
+        return BoundOwnMlp(module, pre_norm, next(module.parameters()).dtype)
+    if spec.activation not in KINDS:
+        raise CannotBind(f"its activation is {spec.activation}")
     return BoundMlp(
         projections=_linears(layer, spec.projections),
         output=_linears(layer, (spec.output,))[0],

@@ -12,7 +12,14 @@ from torch import Tensor
 
 from luthier.kernels import gated, rms_norm, rotary, skinny_linear
 from luthier.kernels.workspace import Workspace
-from luthier.models.decoding.bound import BoundAttention, BoundLayer, BoundLinear, BoundMlp, BoundNorm
+from luthier.models.decoding.bound import (
+    BoundAttention,
+    BoundLayer,
+    BoundLinear,
+    BoundMlp,
+    BoundNorm,
+    BoundOwnMlp,
+)
 
 Attend = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 """Attention of query [T, H, D] over the cache and the stream's own key and value [T, G, D], into the last [T, H, D]."""
@@ -23,7 +30,10 @@ def run_layer(
 ) -> None:
     """Both halves. `tables`: cosines and sines of the tokens' positions, [T, rotated features] each."""
     _attention_half(hidden_TK, layer.attention, layer.multiplier, tables, attend, workspace)
-    _mlp_half(hidden_TK, layer.mlp, layer.multiplier, workspace)
+    if isinstance(layer.mlp, BoundOwnMlp):
+        _own_mlp_half(hidden_TK, layer.mlp, layer.multiplier, workspace)
+    else:
+        _mlp_half(hidden_TK, layer.mlp, layer.multiplier, workspace)
 
 
 def linear(x_TK: Tensor, bound: BoundLinear, out_TN: Tensor, workspace: Workspace, *, scale: float = 1.0,
@@ -69,6 +79,12 @@ def _mlp_half(hidden_TK: Tensor, half: BoundMlp, multiplier: float, workspace: W
     gate, up = packed[:, : width // 2], packed[:, width // 2 :]
     gated.forward(gate, up, half.activation, out=gate)
     _add_output(hidden_TK, gate, half.output, half.post_norm, multiplier, workspace)
+
+
+def _own_mlp_half(hidden_TK: Tensor, half: BoundOwnMlp, multiplier: float, workspace: Workspace) -> None:
+    branch = half.module(_normed(hidden_TK, half.pre_norm, workspace).to(half.dtype)[None])
+    branch_TK = branch[0] if isinstance(branch, Tensor) else branch[0][0]  # some give their routing, too
+    hidden_TK.add_(branch_TK, alpha=multiplier)
 
 
 def _normed(x_TK: Tensor, norm: BoundNorm | None, workspace: Workspace) -> Tensor:
