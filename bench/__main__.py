@@ -61,6 +61,12 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--sweep", action=argparse.BooleanOptionalAction, default=True, help="probe what was not probed yet"
     )
+    found.add_argument(
+        "--sweep-row",
+        action="append",
+        default=[],
+        help="probe only this row, as trl-fp32-mb1; may be given again",
+    )
     found.add_argument("--resweep", action="store_true", help="probe TRL's sweep again")
     found.add_argument("--sweep-seconds", type=float, default=10.0, help="of each row of the sweep")
     found.add_argument("--grace", type=float, default=240.0, help="seconds a process may take besides")

@@ -36,6 +36,8 @@ class Options:
     dry_run: bool = False
     sweep: bool = True
     """Probe the rows of TRL's sweep that were not probed on this kind of machine; False: take what is known."""
+    sweep_row: tuple[str, ...] = ()
+    """Names of rows to probe, where time is short; all if empty. The others stay unprobed."""
     resweep: bool = False
     sweep_seconds: float = 10.0
     grace: float = 240.0
@@ -159,7 +161,7 @@ def best_of_sweep(
     if path.exists() and not options.resweep:
         known = json.loads(path.read_text(encoding="utf-8"))["rows"]
     left = [row for row in rows if row.name not in {found["contestant"] for found in known}]
-    left = left if options.sweep else []
+    left = [row for row in left if options.sweep and row.name in (options.sweep_row or [row.name])]
     for row in left:  # kept one by one: a sweep takes long, and may be cut short
         known += probe_sweep(task, [row], options.sweep_seconds, say)
         results.write({"workload": task.workload.key, "class": class_name, "rows": known}, path)

@@ -116,7 +116,7 @@ WORKLOADS = {
             cpu=None,
             gpu=Size(("Llama-3.1-8B",), samples=8, tokens=(1024,), micro=(1, 2), memory_caps=(8, 16, 24)),
             four_bit=True,
-            missing="QLoRA comes with issue 4",
+            missing="QLoRA comes with issue 6",
         ),
         Workload(
             "generation",

@@ -21,10 +21,12 @@ import stat
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 
 import torch
 from torch import Tensor
@@ -81,6 +83,11 @@ class Outcome:
     reason: str = ""
 
 
+def build_ahead() -> None:
+    """Starts the build in the background, so that it is done by the time that the first pass needs it."""
+    _attempt()
+
+
 def library() -> Library | None:
     """The C++ side, built on the first call (seconds) or taken from the cache; None where there is none."""
     torch.get_num_threads()  # in a new Python thread, only this sets OpenMP's thread count to torch's
@@ -126,7 +133,15 @@ def disabled() -> Iterator[None]:
 
 @functools.cache
 def _outcome() -> Outcome:
-    return build(cache_folder("native"))
+    return _attempt().result()
+
+
+@functools.cache
+def _attempt() -> Future[Outcome]:
+    """The one attempt of this process, under way or done."""
+    attempt: Future[Outcome] = Future()
+    Thread(target=lambda: attempt.set_result(build(cache_folder("native"))), daemon=True).start()
+    return attempt
 
 
 def build(folder: Path, compilers: Sequence[str] = COMPILERS, sources: Path = SOURCES) -> Outcome:

@@ -22,6 +22,7 @@ from luthier.data.loader import Dataset, StepSource, hold_out
 from luthier.data.prepare import TokenDataset, prepare
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import Question
+from luthier.kernels.native import build_ahead
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import plan_activations
 from luthier.models.device import pick_device, pick_dtype
@@ -166,8 +167,10 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
     device = pick_device(config.model.device)
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
-    elif config.memory.keep_pages:
-        keep_pages()
+    else:
+        build_ahead()
+        if config.memory.keep_pages:
+            keep_pages()
     dtype = pick_dtype(config.model.dtype, device)
     if dtype is torch.float16:
         raise ConfigError(

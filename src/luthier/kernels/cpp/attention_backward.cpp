@@ -21,20 +21,21 @@ struct KeySums {
 
 // One thread's buffers.
 struct Bench {
+    TileCache<KeyTile> tiles;
     int64_t ld_key, ld_value, ld_scores;
     float *query, *query_grad, *grad, *scores, *grad_scores, *logsumexp, *delta, *unpacked;
-    TileCache<KeyTile> tiles;
     KeySums sums;
 
     static int64_t floats(const Call& call, const Plan& plan, int64_t whole_rows) {
         const int64_t key = leading(call.key_size), value = leading(call.value_size), row = leading(TILE_KEYS);
         const int64_t per_tile = (call.key_size + call.value_size) * row + TILE_KEYS * key;
         return plan.chunk_rows * (2 * key + value + 2 * row) + 2 * round_up(plan.chunk_rows, LINE) +
-               TILE_KEYS * value + TileCache<KeyTile>::SLOTS * per_tile + whole_rows * (key + value);
+               TILE_KEYS * value + TileCache<KeyTile>::num_slots(plan) * per_tile + whole_rows * (key + value);
     }
 
     Bench(const Call& call, const Plan& plan, int64_t whole_rows, float* memory)
-        : ld_key(leading(call.key_size)), ld_value(leading(call.value_size)), ld_scores(leading(TILE_KEYS)) {
+        : tiles(plan), ld_key(leading(call.key_size)), ld_value(leading(call.value_size)),
+          ld_scores(leading(TILE_KEYS)) {
         query = take(memory, plan.chunk_rows * ld_key);
         query_grad = take(memory, plan.chunk_rows * ld_key);
         grad = take(memory, plan.chunk_rows * ld_value);

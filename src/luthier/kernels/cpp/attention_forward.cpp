@@ -11,18 +11,19 @@ struct KeyTile {
 
 // One thread's buffers.
 struct Bench {
+    TileCache<KeyTile> tiles;
     int64_t ld_key, ld_value, ld_scores;
     float *query, *scores, *out, *maximum, *sum, *unpacked;
-    TileCache<KeyTile> tiles;
 
     static int64_t floats(const Call& call, const Plan& plan) {
         const int64_t key = leading(call.key_size), value = leading(call.value_size), row = leading(TILE_KEYS);
         const int64_t rows = plan.chunk_rows * (key + row + value) + 2 * round_up(plan.chunk_rows, LINE);
-        return rows + TILE_KEYS * key + TileCache<KeyTile>::SLOTS * (call.key_size * row + TILE_KEYS * value);
+        return rows + TILE_KEYS * key + TileCache<KeyTile>::num_slots(plan) * (call.key_size * row + TILE_KEYS * value);
     }
 
     Bench(const Call& call, const Plan& plan, float* memory)
-        : ld_key(leading(call.key_size)), ld_value(leading(call.value_size)), ld_scores(leading(TILE_KEYS)) {
+        : tiles(plan), ld_key(leading(call.key_size)), ld_value(leading(call.value_size)),
+          ld_scores(leading(TILE_KEYS)) {
         query = take(memory, plan.chunk_rows * ld_key);
         scores = take(memory, plan.chunk_rows * ld_scores);
         out = take(memory, plan.chunk_rows * ld_value);

@@ -62,7 +62,7 @@ struct Plan {
     std::vector<Tree> trees;
     std::vector<Chunk> chunks;
     std::vector<Task> tasks;
-    int64_t chunk_tokens, chunk_rows;
+    int64_t num_tiles = 0, chunk_tokens, chunk_rows;
     int64_t threads;  // at most as many as tasks
 
     // The tiles that the chunks of a segment may look at, from the root down.
@@ -91,14 +91,14 @@ inline void lay_out_segments(const Call& call, Plan& plan) {
             plan.trees.push_back({});
         }
     }
-    int64_t id = 0;
     for (int64_t s = 0; s < call.num_segments; ++s) {
         Segment& segment = plan.segments[s];
         Tree& tree = plan.trees[tree_of[segment.root]];
         tree.segments.push_back(s);
         for (int64_t first = 0; first < segment.length; first += TILE_KEYS) {
             const int64_t count = std::min(TILE_KEYS, segment.length - first);
-            segment.tiles.push_back({id++, segment.start + first, count, segment.offset + first, tree.rows});
+            const int64_t id = plan.num_tiles++;
+            segment.tiles.push_back({id, segment.start + first, count, segment.offset + first, tree.rows});
             tree.rows += round_up(count, ROWS);
         }
     }

@@ -149,18 +149,21 @@ inline int thread_number() {
 #endif
 }
 
-// Tiles of one thread that were unpacked lately: short documents are unpacked once for all their chunks.
+// Tiles of one thread that were unpacked lately: all but very long documents are unpacked once for all their chunks.
 template <typename Content>
 struct TileCache {
-    static constexpr int64_t SLOTS = 8;
-    Content slots[SLOTS];
-    int64_t held_tile[SLOTS], held_head[SLOTS];
+    static constexpr int64_t MOST = 48;  // some megabytes, which fit in the last-level cache
+    std::vector<Content> slots;
+    std::vector<int64_t> held_tile, held_head;
 
-    TileCache() { std::fill_n(held_tile, SLOTS, int64_t(-1)); }
+    static int64_t num_slots(const Plan& plan) { return std::max<int64_t>(1, std::min(MOST, plan.num_tiles)); }
+
+    explicit TileCache(const Plan& plan)
+        : slots(num_slots(plan)), held_tile(num_slots(plan), -1), held_head(num_slots(plan), -1) {}
 
     template <typename Unpack>
     const Content& get(const Tile& tile, int64_t kv_head, Unpack unpack) {
-        const int64_t slot = tile.id % SLOTS;
+        const int64_t slot = tile.id % int64_t(slots.size());
         if (held_tile[slot] != tile.id || held_head[slot] != kv_head) {
             unpack(slots[slot]);
             held_tile[slot] = tile.id;
