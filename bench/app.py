@@ -106,6 +106,8 @@ def measure(task: Task, options: Options, folder: Path, scratch: Path, console: 
     if not contestants:
         return None
     result, path = opened(task, options, about, folder)
+    if task.workload.kind == "sft" and any(one.name.startswith("trl-best") for one in contestants):
+        result["sweep"] = sweep_state(task, folder, about["class"])
     result = compete(
         task, contestants, options.repeats, result, say, lambda found: results.write(found, path)
     )
@@ -124,7 +126,15 @@ def measure(task: Task, options: Options, folder: Path, scratch: Path, console: 
 def opened(task: Task, options: Options, about: dict[str, Any], folder: Path) -> tuple[Result, Path]:
     """A new result, or one to go on with."""
     if options.resume:
-        return results.read(Path(options.resume)), Path(options.resume)
+        result = results.read(Path(options.resume))
+        told = {"workload": task.workload.key, "model": task.shape.name, "tokens": task.tokens}
+        if other := {name: result[name] for name, value in told.items() if result[name] != value}:
+            raise ValueError(f"{options.resume} holds {other}, not {told}; name the workload that it is of")
+        if result["machine"]["class"] != about["class"]:
+            raise ValueError(
+                f"{options.resume} was measured on {result['machine']['class']}, not {about['class']}"
+            )
+        return result, Path(options.resume)
     result = results.begin(task, asdict(options), about)
     if task.workload.missing:
         result["luthier"] = f"not yet: {task.workload.missing}"
@@ -166,6 +176,15 @@ def best_of_sweep(
         known += probe_sweep(task, [row], options.sweep_seconds, say)
         results.write({"workload": task.workload.key, "class": class_name, "rows": known}, path)
     return fastest(known)
+
+
+def sweep_state(task: Task, folder: Path, class_name: str) -> dict[str, list[str]]:
+    """Which rows of TRL's declared sweep were probed on this kind of machine, and which were not."""
+    path = results.sweep_path(task.workload.key, task.shape.name, task.tokens, class_name, folder)
+    known = json.loads(path.read_text(encoding="utf-8"))["rows"] if path.exists() else []
+    probed = [row["contestant"] for row in known]
+    declared = [row.name for row in sweep(task.workload, task.size, task.tokens)]
+    return {"probed": probed, "unprobed": [name for name in declared if name not in probed]}
 
 
 def first_losses(result: Result, contestants: Sequence[Contestant]) -> dict[str, float]:

@@ -42,7 +42,7 @@ def measured(
         facts["answers"] = [zlib.crc32(repr(ids).encode()) for ids in steps[-1]["ids"]]
     if same_rows and (wrong := _miscounted(steps, rows, samples)):
         facts |= {"status": "failed", "error": wrong}
-    if outcome.status == "stopped":  # after enough steps to tell the speed
+    elif outcome.status == "stopped":  # after enough steps to tell the speed
         facts |= {"status": "done", "note": "stopped at the time limit; the steps it finished count"}
     return facts
 

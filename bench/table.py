@@ -84,6 +84,10 @@ def footnotes(result: Result) -> list[str]:
         lines += [
             f"* {row['contestant']}: {text}" for text in (*row["notes"], *dict.fromkeys(row["failures"]))
         ]
+    if unprobed := result.get("sweep", {}).get("unprobed"):
+        lines.append(
+            f"trl-best is the best of {len(result['sweep']['probed'])} rows probed; not probed: {', '.join(unprobed)}"
+        )
     loads = [found["load"] for found in result["gemm"]]
     if loads:
         busy = max(loads[:1])

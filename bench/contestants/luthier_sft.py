@@ -52,7 +52,7 @@ def run(spec: Spec, wire: Wire) -> None:
     if spec.get("gradients"):
         keep_first_gradients(trainer, Path(spec["gradients"]))
     wire.send("loaded")
-    trainer.hooks.append(reporter(spec, wire, documents))
+    trainer.hooks.append(reporter(spec, wire))
     if spec.get("profile"):
         from bench.profile import profiled
 
@@ -128,24 +128,26 @@ def steps_of_rows(trainer: "Trainer", documents: Documents, samples: int) -> Any
             rows = np.arange(step * samples, (step + 1) * samples) % len(documents.rows)
             packs: Sequence[Any] = pack(documents.lengths[rows], self.micro_tokens)
             batches = [collate([self.dataset.example(int(i)) for i in rows[p]]) for p in packs]
+            # counted in what is trained on, before anything is shared
+            self.tokens = sum(batch.num_tokens for batch in batches)
+            self.learned = sum(int((batch.weight_N > 0).sum()) for batch in batches)
             return [share_prefixes(batch) for batch in batches] if old.sharing else batches
 
     old = trainer.source
     return RowSteps(documents, tokens_per_step=old.micro_tokens, micro_tokens=old.micro_tokens)
 
 
-def reporter(spec: Spec, wire: Wire, documents: Documents) -> Any:
+def reporter(spec: Spec, wire: Wire) -> Any:
     """A hook that tells about each step and ends the run when the time is over."""
     clock, samples = Clock(spec), spec["samples"]
 
     def tell(trainer: "Trainer", report: "Report") -> None:
-        rows = np.arange((report.step - 1) * samples, report.step * samples) % len(documents.rows)
         wire.step(
             loss=report.values["loss"],
             norm=report.values["grad_norm"],
             rows=samples,
-            tokens=int(documents.lengths[rows].sum()),
-            learned=int(documents.rows.lengths[rows, 1:].sum()),
+            tokens=trainer.source.tokens,  # pyright: ignore[reportAttributeAccessIssue]
+            learned=trainer.source.learned,  # pyright: ignore[reportAttributeAccessIssue]
             **gpu_memory(),
         )
         if clock.enough():

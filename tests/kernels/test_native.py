@@ -3,6 +3,7 @@
 import ctypes
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -189,3 +190,30 @@ def test_another_python_thread_gets_torchs_thread_count(library: native.Library)
     finally:
         torch.set_num_threads(before)
     assert seen == [3]
+
+
+def test_a_build_that_raises_is_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(folder: Path) -> native.Outcome:
+        raise RuntimeError("no home")
+
+    monkeypatch.setattr(native, "build", fails)
+    outcome = native._build_or_say_why()
+    assert outcome.library is None and outcome.reason.endswith("RuntimeError: no home")
+
+
+def test_the_next_compiler_is_tried_where_one_fails(tmp_path: Path) -> None:
+    old = tmp_path / "old-g++"
+    old.write_text("#!/bin/sh\n[ \"$1\" = --version ] && exit 0\necho 'error: too old' >&2\nexit 1\n")
+    old.chmod(0o755)
+    working = [name for name in native.COMPILERS if shutil.which(name)]
+    assert native.build(tmp_path / "cache", [str(old), *working]).library is not None
+    assert "too old" in native.build(tmp_path / "other", [str(old)]).reason
+
+
+def test_a_library_that_others_could_have_written_is_not_loaded(tmp_path: Path) -> None:
+    assert native.build(tmp_path / "cache").library is not None
+    (built,) = (tmp_path / "cache").glob("*.so")
+    built.write_bytes(b"planted")
+    built.chmod(0o666)
+    assert native.build(tmp_path / "cache").library is not None
+    assert built.read_bytes() != b"planted"

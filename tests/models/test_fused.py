@@ -283,7 +283,43 @@ def test_what_cannot_be_fused_says_why() -> None:
     assert "mlp.up_proj has hooks (2)" in reason(hooked)
     mixed = FAMILIES["llama"]()
     apply_lora(mixed, rank=2, target=["q_proj"], modules_to_save=["k_proj"])
-    assert "self_attn.k_proj is a WholeModule (2)" in reason(mixed)
+    assert "self_attn.k_proj is trained whole beside an adapter (2)" in reason(mixed)
+
+
+@pytest.mark.parametrize("saved", ["input_layernorm", "q_norm", "mlp", "self_attn"])
+def test_layers_with_modules_trained_whole_follow_their_training(saved: str) -> None:
+    model = FAMILIES["qwen3"]().bfloat16()
+    apply_lora(
+        model, rank=2, target=["o_proj" if saved != "self_attn" else "down_proj"], modules_to_save=[saved]
+    )
+    policy = Policy(model)
+    fuse(model)
+    before = policy(forest()).detach()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and "lora" not in name:
+                parameter.mul_(1.5)
+    after = policy(forest()).detach()
+    assert (after - before).norm() > 1e-2 * before.norm()
+
+
+def test_a_fused_layer_that_fails_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = adapted(FAMILIES["llama"]())
+
+    def fails(self: FusedLayer, *args: Any, **kwargs: Any) -> Any:
+        raise ZeroDivisionError("no such kernel")
+
+    monkeypatch.setattr(FusedLayer, "_halves", fails)
+    assert fuse_checked(Policy(model)) == (None, "no layer is fused: ZeroDivisionError: no such kernel")
+    assert not any("forward" in vars(module) for module in model.modules())
+
+
+def test_the_check_leaves_new_adapters_as_they_were() -> None:
+    model = FAMILIES["llama"]()
+    apply_lora(model, rank=4)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    assert fuse_checked(Policy(model))[0] is not None
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
 
 
 def test_dropout_of_the_model_runs_plain_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:

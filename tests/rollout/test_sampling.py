@@ -153,3 +153,13 @@ def test_all_faults_are_reported_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         SamplingSettings(max_new_tokens=-1, top_p=2.0, seed=-3)
     assert len(caught.value.faults) == 3
+
+
+@pytest.mark.parametrize("spoiled", [math.nan, math.inf])
+def test_logits_that_are_no_numbers_never_lead_past_the_vocabulary(spoiled: float) -> None:
+    logits_BV = torch.zeros(2, 2 * SPAN + SPAN // 2)
+    logits_BV[0, 3] = spoiled
+    token_B = choose(
+        logits_BV, torch.tensor([0.5, 0.999], dtype=torch.float64), SamplingSettings(temperature=1.0)
+    )
+    assert int(token_B.min()) >= 0 and int(token_B.max()) < logits_BV.shape[1]

@@ -237,9 +237,6 @@ class TrainSection(Section):
     threads: Positive | None = None
     """CPU threads. Absent: all cores."""
 
-    cuda_graphs: bool = False
-    """On a GPU, record a micro-batch's launches once and replay them; all are then padded to one shape."""
-
     @model_validator(mode="after")
     def _micro_fits(self) -> Self:
         if (self.tokens_per_micro_batch or 0) > self.tokens_per_step:

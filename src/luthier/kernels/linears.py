@@ -66,6 +66,7 @@ class Linears:
     of columns that the buffers of x and dy must have beyond K and M.
     """
 
+    layers: list[Linear]
     num_in: int
     num_out: int
     spare: int = 0

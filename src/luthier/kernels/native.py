@@ -136,28 +136,42 @@ def _outcome() -> Outcome:
     return _attempt().result()
 
 
-@functools.cache
 def _attempt() -> Future[Outcome]:
-    """The one attempt of this process, under way or done."""
+    """The one attempt of this process, under way or done. A forked child makes its own: it has no such thread."""
+    return _attempt_of(os.getpid())
+
+
+@functools.cache
+def _attempt_of(process: int) -> Future[Outcome]:
     attempt: Future[Outcome] = Future()
-    Thread(target=lambda: attempt.set_result(build(cache_folder("native"))), daemon=True).start()
+    Thread(target=lambda: attempt.set_result(_build_or_say_why()), daemon=True).start()
     return attempt
+
+
+def _build_or_say_why() -> Outcome:
+    """Never raises: whoever waits for the outcome would wait for ever."""
+    try:
+        return build(cache_folder("native"))
+    except Exception as error:
+        return Outcome(None, f"The C++ kernels could not be built: {type(error).__name__}: {error}")
 
 
 def build(folder: Path, compilers: Sequence[str] = COMPILERS, sources: Path = SOURCES) -> Outcome:
     """Compiles `sources` into `folder`, unless that was done before, and loads the result. Never raises."""
     try:
-        compiler = next((found for name in compilers if (found := shutil.which(name))), None)
-        if compiler is None:
-            return Outcome(None, f"There is no C++ compiler (looked for {', '.join(compilers)}).")
-        if fault := _make_private(folder):
-            return Outcome(None, fault)
-        target = folder / f"{_key(compiler, sources)}.so"
-        if target.exists():
-            with suppress(OSError):  # a file damaged by a crash of the machine: built again below
+        found = list(dict.fromkeys(path for name in compilers if (path := shutil.which(name))))
+        fault = f"There is no C++ compiler (looked for {', '.join(compilers)})."
+        if found and (unsafe := _make_private(folder)):
+            return Outcome(None, unsafe)
+        for compiler in found:  # an old one may fail where another works
+            target = folder / f"{_key(compiler, sources)}.so"
+            if target.exists() and _is_ours(target):
+                with suppress(OSError):  # a file damaged by a crash of the machine: built again below
+                    return Outcome(Library(target))
+            fault = _compile(compiler, sources, target)
+            if not fault:
                 return Outcome(Library(target))
-        fault = _compile(compiler, sources, target)
-        return Outcome(None, fault) if fault else Outcome(Library(target))
+        return Outcome(None, fault)
     except (OSError, subprocess.SubprocessError) as error:
         return Outcome(None, f"The C++ kernels could not be built or loaded in {folder}: {error}")
 
@@ -171,6 +185,12 @@ def _make_private(folder: Path) -> str:
     if stat.S_IMODE(found.st_mode) != 0o700:
         folder.chmod(0o700)
     return ""
+
+
+def _is_ours(file: Path) -> bool:
+    """Whether nobody else can have written this file."""
+    found = file.stat()
+    return not hasattr(os, "getuid") or (found.st_uid == os.getuid() and not found.st_mode & 0o022)
 
 
 def _key(compiler: str, sources: Path) -> str:
@@ -215,7 +235,10 @@ def _build_in(folder: Path, command: list[str], sources: Path) -> str:
 def _run(commands: list[list[str]]) -> str:
     """Runs commands side by side to their ends. Returns the first complaint of one that failed."""
     pipe, null, merged = subprocess.PIPE, subprocess.DEVNULL, subprocess.STDOUT
-    running = [subprocess.Popen(c, text=True, stdin=null, stdout=pipe, stderr=merged) for c in commands]
+    running = [
+        subprocess.Popen(c, text=True, errors="replace", stdin=null, stdout=pipe, stderr=merged)
+        for c in commands
+    ]
     try:
         said = [process.communicate(timeout=_COMPILE_SECONDS)[0] for process in running]
     finally:

@@ -53,7 +53,7 @@ def forward(
     if (found := native.library_for(x, residual, summed, out)) is None:
         return _plain_forward(x, weight_D, eps, offset, residual, summed, out)
     sizes, scale_D = _sizes(x), _scale(weight_D, offset)
-    rstd = torch.empty(sizes[: x.dim() - 1])
+    rstd = torch.empty(sizes[: x.dim() - 1], dtype=torch.float32, device=x.device)
     found.function(f"rms_norm_forward_{native.SUFFIX[x.dtype]}", _FORWARD)(
         x.data_ptr(),
         native.pointer(residual),
@@ -97,7 +97,7 @@ def backward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device) if out is None else out
     if (found := native.library_for(grad, x, add_to, out)) is None:
         return _plain_backward(grad, x, rstd, weight_D, offset, add_to, out, weight_grad)
-    dweight_D = torch.empty(x.shape[-1]) if weight_grad else None
+    dweight_D = torch.empty(x.shape[-1], dtype=torch.float32, device=x.device) if weight_grad else None
     rstd, scale_D = rstd.contiguous(), _scale(weight_D, offset)
     found.function(f"rms_norm_backward_{native.SUFFIX[x.dtype]}", _BACKWARD)(
         grad.data_ptr(),

@@ -116,7 +116,18 @@ def cases(dtype: torch.dtype = torch.float64) -> list[dict[str, Any]]:
     def normal(*size: int) -> Tensor:
         return torch.randn(*size, generator=generator, dtype=torch.float64).to(dtype)
 
-    shapes = ((0, 8, 4), (1, 1, 1), (2, 7, 5), (3, 64, 12), (7, 33, 9), (13, 2500, 6), (32, 40, 31))
+    shapes = (
+        (0, 8, 4),
+        (1, 1, 1),
+        (2, 7, 5),
+        (3, 64, 12),
+        (7, 33, 9),
+        (13, 2500, 6),
+        (5, 640, 9),
+        (3, 1280, 17),
+        (2, 2560, 8),
+        (32, 40, 31),
+    )
     return [
         {
             "x_MK": normal(rows, inner),

@@ -101,8 +101,8 @@ def _sweep(
         return _plain_sweep(logits_CV, target_C, coefficient_C, logz_C, shape)
     (num_rows, vocabulary), known = logits_CV.shape, logz_C is not None
     _check_targets(target_C, vocabulary)
-    logp_C = torch.empty(num_rows)
-    logz_C = torch.empty(num_rows) if logz_C is None else logz_C.float().contiguous()
+    logp_C = torch.empty(num_rows, dtype=torch.float32, device=logits_CV.device)
+    logz_C = torch.empty_like(logp_C) if logz_C is None else logz_C.float().contiguous()
     if coefficient_C is not None:
         coefficient_C = coefficient_C.float().contiguous()
     target_C = target_C.contiguous()

@@ -126,7 +126,9 @@ def _invert(weight_BK: Tensor, uniform_B: Tensor) -> Tensor:
     spans_BSK = padded_BK.view(num_rows, -1, SPAN)
     span_B, share_B = _place(spans_BSK.sum(-1), uniform_B)
     inner_B, _ = _place(spans_BSK[torch.arange(num_rows, device=span_B.device), span_B], share_B)
-    return span_B * SPAN + inner_B
+    return (span_B * SPAN + inner_B).clamp_(
+        max=num_weights - 1
+    )  # weights that are no numbers lead past the end
 
 
 def _place(weight_BK: Tensor, uniform_B: Tensor) -> tuple[Tensor, Tensor]:

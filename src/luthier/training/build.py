@@ -22,7 +22,7 @@ from luthier.data.loader import Dataset, StepSource, hold_out
 from luthier.data.prepare import TokenDataset, prepare
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import Question
-from luthier.kernels.native import build_ahead
+from luthier.kernels import native
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import plan_activations
 from luthier.models.device import pick_device, pick_dtype
@@ -127,12 +127,10 @@ def build_trainer(
     if config.train.threads:
         _set_threads(config.train.threads)
     policy, notes = _build_policy(config, cluster)
-    device = next(policy.parameters()).device
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-    micro_tokens = _micro_tokens(config, data, device)
-    replayed = config.train.cuda_graphs and device.type == "cuda" and policy.layout == "packed"
+    micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     source = StepSource(
         data.train,
         tokens_per_step=config.train.tokens_per_step,
@@ -140,8 +138,7 @@ def build_trainer(
         seed=config.seed,
         rank=cluster.rank,
         world=cluster.world,
-        fixed_shape=replayed,
-        sharing=config.data.share_prefixes and policy.can_share and not replayed,
+        sharing=config.data.share_prefixes and policy.can_share,
     )
     total_steps = source.total_steps(config.train.epochs, config.train.steps)
     trainer = Trainer(
@@ -153,12 +150,7 @@ def build_trainer(
         cluster,
         max_grad_norm=config.train.max_grad_norm,
     )
-    say = say if cluster.is_main else lambda line: None
-    _plan(config, trainer, say)
-    if replayed:
-        trainer.learner.replay(say)
-    elif config.train.cuda_graphs:
-        notes.append(f"train.cuda_graphs has no effect on {device.type} with the layout {policy.layout}")
+    _plan(config, trainer, say if cluster.is_main else lambda line: None)
     return trainer, notes
 
 
@@ -168,7 +160,7 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
     else:
-        build_ahead()
+        native.build_ahead()
         if config.memory.keep_pages:
             keep_pages()
     dtype = pick_dtype(config.model.dtype, device)
@@ -187,6 +179,8 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
         notes.append(line)
     if config.model.compile:
         notes.append(compile_layers(policy.model))
+    if device.type == "cpu" and (why := native.reason()):
+        notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
     num_all = sum(p.numel() for p in policy.parameters())
     num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     notes.append(
@@ -196,14 +190,15 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
 
 
 def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:
-    """Tokens in one forward and backward pass.
+    """Tokens in one forward and backward pass: an even share of a step's, with room for the longest row.
 
     On a CPU more than a few thousand make no product faster, only activations larger.
     """
-    wanted = config.train.micro_tokens
+    most = config.train.micro_tokens
     if config.train.tokens_per_micro_batch is not None or device.type != "cpu":
-        return wanted
-    return max(min(wanted, CPU_MICRO_TOKENS), int(np.max(data.train.lengths)))
+        return most
+    least = max(min(most, CPU_MICRO_TOKENS), int(np.max(data.train.lengths)))
+    return config.train.tokens_per_step // max(1, config.train.tokens_per_step // least)
 
 
 def _plan(config: Config, trainer: Trainer, say: Say) -> None:

@@ -38,6 +38,7 @@ def save_checkpoint(
                 "optimizer": trainer.optimizer.state_dict(),
                 "progress": asdict(trainer.progress),
                 "random": states,
+                "micro_tokens": trainer.source.micro_tokens,
             }
             torch.save(state, partial / STATE)
     trainer.cluster.barrier()
@@ -60,6 +61,13 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
         raise RunError(
             f"checkpoint {path} was saved by {len(state['random'])} processes and this run has "
             f"{trainer.cluster.world}; a bit-for-bit resume needs as many. Start it with that number."
+        )
+    micro_tokens = state.get("micro_tokens", trainer.source.micro_tokens)
+    if micro_tokens != trainer.source.micro_tokens:
+        raise RunError(
+            f"checkpoint {path} was saved by a run with {micro_tokens} tokens in a micro-batch and this one has "
+            f"{trainer.source.micro_tokens}, so its steps would hold other rows. "
+            f"Set train.tokens_per_micro_batch: {micro_tokens}."
         )
     load_weights(trainer.policy.model, path)
     trainer.optimizer.load_state_dict(state["optimizer"])

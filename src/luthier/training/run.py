@@ -165,7 +165,8 @@ def _train(
     def held_out_loss() -> dict[str, float]:
         if data.held_out is None:
             return {}
-        batches = in_order(data.held_out, config.train.micro_tokens, cluster.rank, cluster.world)
+        budget = max(trainer.source.micro_tokens, int(data.held_out.lengths.max()))
+        batches = in_order(data.held_out, budget, cluster.rank, cluster.world)
         return evaluate_loss(trainer.policy, trainer.method, batches, cluster, device)
 
     def tell(step: int, values: dict[str, float]) -> None:

@@ -105,7 +105,8 @@ void add_product(int64_t rows, int64_t first, int64_t outputs, const Pair& pair,
     alignas(64) float wide[WIDTH][BLOCK_K];
     const W* weight = static_cast<const W*>(pair.w);
     int64_t blocks = (pair.length + BLOCK_K - 1) / BLOCK_K;
-    int64_t block = blocks > 1 ? (pair.length / blocks / 16 + 1) * 16 : pair.length;
+    // equal shares rounded up to whole vectors: never above BLOCK_K, which is a whole number of them
+    int64_t block = blocks > 1 ? ((pair.length + blocks - 1) / blocks + 15) / 16 * 16 : pair.length;
     for (int64_t k = 0; k < pair.length; k += block) {
         int64_t length = pair.length - k < block ? pair.length - k : block;
         const float* w[WIDTH];

@@ -64,7 +64,12 @@ LUTHIER_INLINE float_quad folded(float_vector value) {
 // The sums across lanes of four vectors.
 LUTHIER_INLINE float_quad lane_sums(float_vector a, float_vector b, float_vector c, float_vector d) {
     float_quad p = folded(a), q = folded(b), r = folded(c), s = folded(d);
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 12  // has no __builtin_shufflevector; the same sums
+    return float_quad{(p[0] + p[2]) + (p[1] + p[3]), (q[0] + q[2]) + (q[1] + q[3]),
+                      (r[0] + r[2]) + (r[1] + r[3]), (s[0] + s[2]) + (s[1] + s[3])};
+#else
     float_quad pq = __builtin_shufflevector(p, q, 0, 4, 1, 5) + __builtin_shufflevector(p, q, 2, 6, 3, 7);
     float_quad rs = __builtin_shufflevector(r, s, 0, 4, 1, 5) + __builtin_shufflevector(r, s, 2, 6, 3, 7);
     return __builtin_shufflevector(pq, rs, 0, 1, 4, 5) + __builtin_shufflevector(pq, rs, 2, 3, 6, 7);
+#endif
 }

@@ -62,7 +62,7 @@ def plan_activations(
 def tokens_in_flight(policy: Policy, batch: Batch) -> int:
     """Tokens that go through the layers for this batch: without packing, a shared prompt does so for every answer."""
     if policy.layout == "packed":
-        return batch.num_tokens
+        return batch.tokens_T.numel()  # padding goes through the layers, too
     starts = batch.starts_S1.tolist()
     return sum(starts[s + 1] - starts[s] for path in batch.paths() for s in path)
 

@@ -10,7 +10,7 @@ class Level(Enum):
     KEEP_ALL = "keep all"
     """Every activation: nothing is recomputed, save what is cheaper to redo than to store."""
     KEEP_ATTENTION = "keep attention"
-    """The layer's input and the attention half; the MLP half is recomputed."""
+    """The input of each half and what attention made; the projections into both halves are recomputed."""
     KEEP_INPUT = "keep input"
     """The layer's input only; the whole layer is recomputed."""
     OFFLOAD_INPUT = "offload input"

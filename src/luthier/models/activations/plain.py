@@ -87,6 +87,9 @@ def plannable_layers(policy: Policy, store: HostStore | None = None) -> list[Pla
     plain = [layer for layer in found if isinstance(layer, GradientCheckpointingLayer)]
     costs = dict(zip(plain, measure(policy, plain), strict=True))
     store = store or HostStore()
+    for layer in found:
+        if hasattr(layer, "store"):
+            layer.store = store  # pyright: ignore[reportAttributeAccessIssue]
     return [
         PlainLayer(layer, *costs[layer], flops_of(layer), store)
         if isinstance(layer, GradientCheckpointingLayer)

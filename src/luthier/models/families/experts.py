@@ -18,5 +18,5 @@ def describe(layer: Any) -> Layer:
     if hasattr(layer.mlp, "gate_proj"):
         mlp = gated_mlp(layer, pre_norm=Norm("post_attention_layernorm", eps))
     else:
-        mlp = OwnMlp("mlp", "post_attention_layernorm")
+        mlp = OwnMlp("mlp", "post_attention_layernorm", layer.self_attn.config.num_experts_per_tok)
     return Layer(attention, mlp, dropouts=(layer.self_attn.attention_dropout,))

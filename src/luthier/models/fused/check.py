@@ -4,6 +4,8 @@ The same few random tokens as in tripwire.py go through the model before and aft
 gradient must agree up to what the dtype rounds to, and attention must ask for the same windows.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,9 +24,10 @@ def fuse_checked(policy: Policy) -> tuple[Fusion | None, str]:
     was_training = policy.training
     policy.eval()
     try:
-        before = _Numbers(policy)
-        fusion = fuse(policy.model)
-        fault = before.fault(_Numbers(policy)) if fusion.layers else None
+        with _noticeable_adapters(policy):
+            before = _Numbers(policy)
+            fusion = fuse(policy.model)
+            fault = _fault(policy, before) if fusion.layers else None
     finally:
         policy.train(was_training)
     if fault is not None:
@@ -42,6 +45,30 @@ def summary(fusion: Fusion) -> str:
     return f"{len(fusion.layers)} of {len(fusion.layers) + num_plain} layers fused" + (
         f"; plain: {why}" if why else ""
     )
+
+
+def _fault(policy: Policy, before: "_Numbers") -> str | None:
+    """What is wrong with the fused layers' numbers, or why there are none."""
+    try:
+        return before.fault(_Numbers(policy))
+    except Exception as error:  # whatever a layer is that was described wrongly: it then runs plain
+        return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+
+
+@contextmanager
+def _noticeable_adapters(policy: Policy) -> Iterator[None]:
+    """While it holds, new adapters, which start as no change at all, change something."""
+    new = [p for name, p in policy.named_parameters() if name.endswith("lora_B") and not p.any()]
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in new:
+            parameter.copy_(torch.randn(parameter.shape, generator=generator).mul_(0.02))
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for parameter in new:
+                parameter.zero_()
 
 
 class _Numbers:

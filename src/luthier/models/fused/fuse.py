@@ -44,8 +44,9 @@ def fuse(model: nn.Module) -> Fusion:
             continue
         try:
             fused = FusedLayer(module, describe(module), workspace)
-        except CannotFuse as reason:
-            reasons[str(reason)] = reasons.get(str(reason), 0) + 1
+        except (CannotFuse, AttributeError) as error:  # a layer of that name without the parts of its family
+            reason = str(error)
+            reasons[reason] = reasons.get(reason, 0) + 1
             continue
         module.forward = fused
         layers.append(fused)

@@ -77,9 +77,9 @@ class Residual:
         wide_grad = self.workspace.take("grad_out", num_tokens, size + self.output.spare, like=grad_TD)
         grad_branch = wide_grad[:, :size]
         branch_TD, rstd_T = kept
-        torch.mul(grad_TD, self.multiplier, out=grad_branch) if self.multiplier != 1.0 else grad_branch.copy_(
-            grad_TD
-        )
+        torch.mul(
+            grad_TD, self.multiplier, out=grad_branch
+        )  # a copy where it is 1: the columns behind are needed
         of_norm: list[Tensor] = []
         if self.post is not None:
             assert branch_TD is not None and rstd_T is not None

@@ -5,13 +5,12 @@ is answered by a `FusedLayer`, which hands everything it was not made for (cache
 switched-off adapters) on to the layer's own.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from luthier.kernels.attention import Forest
 from luthier.kernels.gated import KINDS
@@ -25,7 +24,7 @@ from luthier.models.fused.attention_half import AttentionHalf
 from luthier.models.fused.half import Residual, Stream
 from luthier.models.fused.mlp_half import MlpHalf
 from luthier.models.fused.norm import BoundNorm
-from luthier.models.lora import LoraLinear
+from luthier.models.lora import LoraLinear, WholeModule
 
 
 class CannotFuse(Exception):
@@ -47,10 +46,13 @@ class FusedLayer:
     def __init__(self, layer: nn.Module, described: parts.Layer, workspace: Workspace):
         self.layer, self.described = layer, described
         self.plain = layer.forward
+        _refuse_unseen(layer, _names(described))
         self.attention = _attention_half(layer, described, workspace)
         self.mlp = _mlp_half(layer, described, workspace) if isinstance(described.mlp, parts.Mlp) else None
         self.modules = {name: layer.get_submodule(name) for name in _names(described)}
         self.store = HostStore()
+        """Where inputs wait that are offloaded; the planner gives all layers the same."""
+        self._dtype = _one_dtype(self._linears())
         self._level = Level.KEEP_ALL
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
@@ -107,15 +109,22 @@ class FusedLayer:
             return 0.0
         projections = [half.projections for half in self.halves]
         again = projections if level is Level.KEEP_ATTENTION else list(self._linears())
-        return 2.0 * sum((linears.num_in + linears.spare) * linears.num_out for linears in again)
+        weights = sum((linears.num_in + linears.spare) * linears.num_out for linears in again)
+        own = self._own_mlp_weights if self.mlp is None and level is not Level.KEEP_ATTENTION else 0
+        return 2.0 * (weights + own)
 
     @property
     def _own_mlp_weights(self) -> int:
-        """Weights that one token meets in a feed-forward half of the layer's own; of stacked experts, one."""
+        """Weights that one token meets in a feed-forward half of the layer's own, as many experts as it goes to."""
         spec = self.described.mlp
         assert isinstance(spec, parts.OwnMlp)
-        matrices = [p for p in self.modules[spec.module].parameters() if p.dim() > 1]
-        return sum(p.numel() // (p.shape[0] if p.dim() == 3 else 1) for p in matrices)
+        total = 0
+        for weight in self.modules[spec.module].parameters():
+            stacked = weight.dim() == 3  # one matrix an expert
+            total += (
+                weight[0].numel() * spec.experts_per_token if stacked else weight.numel() * (weight.dim() > 1)
+            )
+        return total
 
     def release(self) -> None:
         """Gives the layer its own forward back, and its weights storage of their own."""
@@ -149,14 +158,30 @@ class FusedLayer:
         """The halves that are written by hand."""
         return (self.attention,) if self.mlp is None else (self.attention, self.mlp)
 
-    @property
-    def _dtype(self) -> Any:
-        return self.modules[self.described.attention.output].weight.dtype
-
     def _linears(self) -> Iterator[Linears]:
         for half in self.halves:
             yield half.projections
             yield half.residual.output
+
+
+def _refuse_unseen(layer: nn.Module, names: Sequence[str]) -> None:
+    """Raises CannotFuse where a module that the halves bypass would do more than its weights say."""
+    for name, module in layer.named_modules():
+        if isinstance(module, WholeModule) and any(n == name or n.startswith(f"{name}.") for n in names):
+            raise CannotFuse(f"{name} is trained whole beside an adapter")
+        hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
+        if name and any(hooks):
+            raise CannotFuse(f"{name} has hooks")
+        if name and "forward" in vars(module):
+            raise CannotFuse(f"{name} has a forward of its own")
+
+
+def _one_dtype(linears: Iterable[Linears]) -> torch.dtype:
+    """The dtype that all weights have. Raises CannotFuse."""
+    found = {weight.weight_MK.dtype for one in linears for weight in one.layers}
+    if len(found) > 1:
+        raise CannotFuse(f"weights of several dtypes: {', '.join(sorted(map(str, found)))}")
+    return found.pop()
 
 
 def _attention_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) -> AttentionHalf:
@@ -198,10 +223,8 @@ def linears(layer: nn.Module, names: Sequence[str]) -> Linears:
 
 def _linear(name: str, module: nn.Module) -> Linear:
     base = module.base if isinstance(module, LoraLinear) else module
-    if type(base) is not nn.Linear or isinstance(base, Conv1D) or "forward" in vars(base):
+    if type(base) is not nn.Linear:
         raise CannotFuse(f"{name} is a {type(base).__name__}")
-    if any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in (base, module)):
-        raise CannotFuse(f"{name} has hooks")
     if not isinstance(module, LoraLinear):
         return Linear(base.weight, base.bias)
     if module.dropout > 0:

@@ -65,6 +65,7 @@ class OwnMlp:
 
     module: str
     norm: str
+    experts_per_token: int = 1
 
 
 @dataclass(frozen=True)
