@@ -89,7 +89,7 @@ def plannable_layers(policy: Policy, store: HostStore | None = None) -> list[Pla
     store = store or HostStore()
     for layer in found:
         if hasattr(layer, "store"):
-            layer.store = store  # pyright: ignore[reportAttributeAccessIssue]
+            layer.store = store  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
     return [
         PlainLayer(layer, *costs[layer], flops_of(layer), store)
         if isinstance(layer, GradientCheckpointingLayer)
