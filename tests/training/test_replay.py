@@ -1,17 +1,13 @@
 """Replaying micro-batches through fixed buffers gives what running each anew gives."""
 
-from pathlib import Path
-
 import pytest
 import torch
 from torch import Tensor
 
-import luthier
 from luthier.data.batch import Batch
 from luthier.data.loader import StepSource
 from luthier.training.graphs import MicroBatches, Replay
 from luthier.training.loop import Trainer
-from tiny_runs import tiny_config
 from training_parts import chat_rows, make_trainer, trained_weights
 
 
@@ -88,12 +84,3 @@ def test_shapes_beyond_a_few_run_as_they_come() -> None:
     batches = StepSource(chat_rows(40), tokens_per_step=40 * 30, micro_tokens=30).step(0)
     micro(batches)
     assert ran == [batch.num_tokens for batch in batches] and len(micro.replays) == 4
-
-
-def test_the_key_has_no_effect_without_a_gpu_and_says_so(tmp_path: Path) -> None:
-    said: list[str] = []
-    config = tiny_config(tmp_path, train={"cuda_graphs": True, "epochs": 0.1}, eval={"samples": 0})
-    if torch.cuda.is_available():
-        pytest.skip("this is about machines without one")
-    luthier.train(config, say=said.append)
-    assert "train.cuda_graphs has no effect on cpu with the layout packed" in said
