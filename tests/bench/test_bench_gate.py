@@ -94,5 +94,7 @@ def test_keeping_one_machine_leaves_the_others(
 
 
 def test_the_values_in_the_repository_are_whole() -> None:
-    for name, kept in gate.read_kept(Path(gate.__file__).with_name("gate.json")).items():
+    values = gate.read_kept(Path(gate.__file__).with_name("gate.json"))
+    assert values
+    for name, kept in values.items():
         assert name.startswith("cpu-") and 0 < kept["efficiency"] < 1.5 and kept["peak_bytes"] > 1e8

@@ -4,10 +4,8 @@ What a layer is made of is said by the files in models/families. Nothing is copi
 later are those of that moment; modules that are exchanged (an adapter put on) need a new binding.
 """
 
-import importlib
 import inspect
-import pkgutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,10 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-import luthier.models.families
 from luthier.kernels.attention import AttentionRule
 from luthier.kernels.gated import KINDS
-from luthier.models.families._common import norm_eps
+from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
 
@@ -125,7 +122,7 @@ def bind(model: PreTrainedModel) -> BoundModel:
             raise CannotBind(f"{type(base).__name__} has no {name}")
     _refuse_changing_rotary(model.config)
     by_type = "layer_type" in inspect.signature(base.rotary_emb.forward).parameters
-    known = _describers()
+    known = describers()
     layers = tuple(_layer(layer, known, by_type) for layer in base.layers)
     sizes = {(layer.attention.num_key_heads, layer.attention.head_size) for layer in layers}
     if len(sizes) != 1:
@@ -139,14 +136,6 @@ def bind(model: PreTrainedModel) -> BoundModel:
         norm=base.norm,
         head=_linear("the head", model.get_output_embeddings()),
     )
-
-
-def _describers() -> dict[str, Callable[[Any], parts.Layer]]:
-    """For each class of decoder layer that a family names, what describes it."""
-    folder = luthier.models.families
-    found = [name for _, name, _ in pkgutil.iter_modules(folder.__path__) if not name.startswith("_")]
-    families = [importlib.import_module(f"{folder.__name__}.{name}") for name in found]
-    return {name: family.describe for family in families for name in family.LAYERS}
 
 
 def _refuse_changing_rotary(config: Any) -> None:

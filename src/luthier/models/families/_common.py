@@ -1,9 +1,12 @@
 """What most families share."""
 
+import importlib
+import pkgutil
+from collections.abc import Callable
 from typing import Any
 
 from luthier.kernels.attention import AttentionRule
-from luthier.models.fused.parts import Attention, Mlp, Norm
+from luthier.models.fused.parts import Attention, Layer, Mlp, Norm
 
 KINDS: dict[str, str] = {
     "silu": "silu",
@@ -71,3 +74,11 @@ def activation_kind(config: Any) -> str:
 def norm_eps(module: Any) -> float:
     """The epsilon of an RMS norm, whatever it is called."""
     return module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
+
+
+def describers() -> dict[str, Callable[[Any], Layer]]:
+    """For each class of decoder layer that a family names, what describes it."""
+    package = importlib.import_module(__package__ or "")
+    names = [found.name for found in pkgutil.iter_modules(package.__path__) if not found.name.startswith("_")]
+    families = [importlib.import_module(f"{package.__name__}.{name}") for name in names]
+    return {layer: family.describe for family in families for layer in family.LAYERS}

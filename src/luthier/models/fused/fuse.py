@@ -1,16 +1,11 @@
 """Fused layers on one model instance: put on where they can be, checked, taken off."""
 
-import importlib
-import pkgutil
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 
-import luthier.models.families
 from luthier.kernels.workspace import Workspace
-from luthier.models.fused import parts
+from luthier.models.families._common import describers
 from luthier.models.fused.layer import CannotFuse, FusedLayer
 
 
@@ -35,11 +30,11 @@ def fuse(model: nn.Module) -> Fusion:
 
     To be called when adapters are in place and it is settled what is trained.
     """
-    describers = dict(_describers())
+    described_by = describers()
     workspace = Workspace()
     layers, reasons = [], {}
     for module in list(model.modules()):
-        describe = describers.get(type(module).__name__)
+        describe = described_by.get(type(module).__name__)
         if describe is None or "forward" in vars(module):
             continue
         try:
@@ -51,11 +46,3 @@ def fuse(model: nn.Module) -> Fusion:
         module.forward = fused
         layers.append(fused)
     return Fusion(tuple(layers), workspace, reasons)
-
-
-def _describers() -> Iterator[tuple[str, Callable[[Any], parts.Layer]]]:
-    """For each class of decoder layer that a family names, what describes it."""
-    for found in pkgutil.iter_modules(luthier.models.families.__path__):
-        if not found.name.startswith("_"):
-            family = importlib.import_module(f"{luthier.models.families.__name__}.{found.name}")
-            yield from ((name, family.describe) for name in family.LAYERS)
