@@ -61,6 +61,9 @@ JSON = st.recursive(
 
 def values_for(schema: Schema) -> st.SearchStrategy[Any]:
     """Values that a field's schema allows."""
+    if "$ref" in schema:
+        name = schema["$ref"].rpartition("/")[2]
+        return st.deferred(lambda: section_values(DEFINITIONS[name]))
     if "anyOf" in schema:
         return st.one_of([values_for(part) for part in schema["anyOf"]])
     if "enum" in schema:
@@ -82,16 +85,30 @@ def values_for(schema: Schema) -> st.SearchStrategy[Any]:
     strategies: dict[str, st.SearchStrategy[Any]] = {
         "string": TEXT.filter(bool),
         "boolean": st.booleans(),
-        "object": st.dictionaries(TEXT, JSON, max_size=3),
+        "object": st.dictionaries(TEXT.filter(bool), of_any_key(schema), max_size=3),
         "null": st.none(),
     }
     return strategies[kind]
 
 
+def of_any_key(schema: Schema) -> st.SearchStrategy[Any]:
+    """Values of an object whose keys are free."""
+    kind = schema.get("additionalProperties")
+    return values_for(kind) if isinstance(kind, dict) and kind else JSON
+
+
+def section_values(schema: Schema) -> st.SearchStrategy[Any]:
+    """Sections with some of their keys, and all that they need."""
+    needed = schema.get("required", [])
+    kinds = {key: values_for(kind) for key, kind in schema["properties"].items()}
+    free = {key: kind for key, kind in kinds.items() if key not in needed}
+    return st.fixed_dictionaries({key: kinds[key] for key in needed}, optional=free)
+
+
 SECTIONS = {name: section_class(field.annotation) for name, field in Config.model_fields.items()}
-PROPERTIES = {
-    name: section.model_json_schema()["properties"] for name, section in SECTIONS.items() if section
-}
+SCHEMAS = {name: section.model_json_schema() for name, section in SECTIONS.items() if section}
+PROPERTIES = {name: schema["properties"] for name, schema in SCHEMAS.items()}
+DEFINITIONS = {name: kind for schema in SCHEMAS.values() for name, kind in schema.get("$defs", {}).items()}
 PROPERTIES["optim"] |= known_plugins()["optim"]["adamw"]["properties"]
 
 
@@ -111,6 +128,12 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         )
         values.setdefault(name, {})
         values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
+    data = values["data"]
+    if data.get("sets"):
+        del data["path"]
+    held_out = [key for key in ("eval_path", "eval_rows", "eval_fraction") if data.get(key)]
+    for key in held_out[1:]:
+        del data[key]
     if draw(st.booleans()):
         values["method"] = {
             "name": "./mine.py",

@@ -43,11 +43,16 @@ def _right_type(kind: str | None, value: Any) -> bool:
     return kind is None or isinstance(value, TYPES[kind])
 
 
+def _allows_free(extra: Any, item: Any) -> bool:
+    return allows(extra, item) if isinstance(extra, dict) else bool(extra)
+
+
 def _within(schema: dict[str, Any], value: Any) -> bool:
     if isinstance(value, dict):
         properties, extra = schema.get("properties", {}), schema.get("additionalProperties", True)
         return all(key in value for key in schema.get("required", ())) and all(
-            allows(properties[key], item) if key in properties else bool(extra) for key, item in value.items()
+            allows(properties[key], item) if key in properties else _allows_free(extra, item)
+            for key, item in value.items()
         )
     if isinstance(value, list):
         items = schema.get("items", {})

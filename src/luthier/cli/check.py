@@ -117,7 +117,7 @@ def _weights(config: Config) -> str:
 
 
 def _evaluation(config: Config) -> str:
-    if not (config.data.eval_path or config.data.eval_rows):
+    if not config.data.holds_out:
         return "none; give data.eval_rows or data.eval_path"
     rows = ", ".join(config.data.eval_path or []) or f"{config.data.eval_rows} rows held out"
     every = f"every {config.eval.every} steps" if config.eval.every else "at the end"

@@ -52,7 +52,7 @@ def inspect_command(
 
     config = _config(path, overrides or [], model)
     template = _template(config) if config.model.name != _NO_MODEL else None
-    prepared = _prepared(islice(read_rows(config.data.path), rows), template, config)
+    prepared = _prepared(islice(read_rows([entry.path for entry in config.data.all_sets]), rows), template, config)
     if as_json:
         for one in prepared:
             print(json.dumps(_plain(one), ensure_ascii=False))
@@ -123,7 +123,7 @@ def _prepared(
 
     if template is None:
         return convert_rows(rows)
-    return encode_rows(rows, template, config.max_length, config.data.overlong)
+    return encode_rows(rows, template, config.max_length, config.data.overlong or "drop")  # type: ignore[arg-type]
 
 
 def _plain(one: "PreparedRow") -> dict[str, object]:

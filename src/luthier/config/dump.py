@@ -67,8 +67,14 @@ def _values(section: BaseModel) -> dict[str, Any]:
     for name, field in type(section).model_fields.items():
         value = getattr(section, name)
         if value is not None or field.default is not None:
-            values[name] = _values(value) if isinstance(value, BaseModel) else value
+            values[name] = _plain(value)
     return values | (section.model_extra or {})
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, BaseModel):
+        return _values(value)
+    return [_plain(item) for item in value] if isinstance(value, list) else value
 
 
 def _inline(value: Any) -> str:

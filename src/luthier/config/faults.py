@@ -144,15 +144,9 @@ def _field(location: KeyPath, schema: Schema) -> tuple[KeyPath, Schema]:
     path: KeyPath = ()
     here = schema
     for part in location:
-        section = _section(here, schema)
-        if isinstance(part, str) and section is not None:
-            path, here = (*path, part), section["properties"].get(part, {})
-        elif isinstance(part, int) and here.get("type") == "array":
-            path, here = (*path, part), here.get("items", {})
-        elif isinstance(part, int):
-            arrays = [kind for kind in here.get("anyOf", ()) if kind.get("type") == "array"]
-            if len(arrays) == 1:
-                path, here = (*path, part), arrays[0].get("items", {})
+        inner = _inside(here, part, schema)
+        if inner is not None:
+            path, here = (*path, part), inner
     section = _section(here, schema)
     if section is not None:
         keys = ", ".join(section["properties"])
@@ -162,6 +156,19 @@ def _field(location: KeyPath, schema: Schema) -> tuple[KeyPath, Schema]:
             "description": section["description"],
         }
     return path, here
+
+
+def _inside(here: Schema, part: str | int, root: Schema) -> Schema | None:
+    """The schema of a key or an item; None where the part names a branch of a union instead."""
+    section = _section(here, root)
+    kinds = (here, *here.get("anyOf", ()))
+    if isinstance(part, str) and section is not None:
+        return section["properties"].get(part, {})
+    if isinstance(part, str):
+        free = [k["additionalProperties"] for k in kinds if isinstance(k.get("additionalProperties"), dict)]
+        return free[0] if free and part != "[key]" else None
+    arrays = [kind for kind in kinds if kind.get("type") == "array"]
+    return arrays[0].get("items", {}) if len(arrays) == 1 else None
 
 
 def _section(here: Schema, root: Schema) -> Schema | None:
@@ -177,8 +184,9 @@ def _section(here: Schema, root: Schema) -> Schema | None:
 def _keys(schema: Schema, path: KeyPath) -> list[str]:
     here: Schema | None = schema
     for part in path:
-        here = _section(here["properties"].get(part, {}), schema) if here else None
-    return list(here["properties"]) if here else []
+        here = _inside(here, part, schema) if here else None
+    section = _section(here, schema) if here else None
+    return list(section["properties"]) if section else []
 
 
 def _lookup(values: Any, path: KeyPath, otherwise: Any) -> Any:

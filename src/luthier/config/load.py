@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from luthier.config.data_section import DataSection
 from luthier.config.faults import option_faults, section_class, tree_faults
 from luthier.config.overrides import apply_overrides, expand_shorthands
 from luthier.config.places import Fault, KeyPath, Place, Places, Source, in_order
@@ -20,7 +21,7 @@ from luthier.config.plugins import (
     unknown_plugin,
 )
 from luthier.config.source import read_file
-from luthier.config.tree import Config, DataSection, EvalSection, ScheduleSection, TrainSection, disagreements
+from luthier.config.tree import Config, EvalSection, ScheduleSection, TrainSection, disagreements
 from luthier.errors import ConfigError
 
 

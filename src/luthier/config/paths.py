@@ -26,7 +26,7 @@ def looks_like_path(name: str) -> bool:
 
 
 def _data_checks(config: Config) -> list[tuple[KeyPath, str]]:
-    named = [("path", config.data.path), ("eval_path", config.data.eval_path or [])]
+    named = [("path", config.data.path or []), ("eval_path", config.data.eval_path or [])]
     checks = []
     for key, paths in named:
         for index, path in enumerate(paths):

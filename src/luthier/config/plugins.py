@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, TypeAdapter, create_model
 
 from luthier.config.schema_generator import UntitledJsonSchema
-from luthier.config.tree import Section
+from luthier.config.section import Section
 from luthier.config.words import Schema, did_you_mean
 from luthier.errors import ConfigError
 

@@ -8,45 +8,14 @@ Relative paths start at the current folder, as in a shell. Nothing here imports 
 """
 
 import re
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
-from luthier.config.forms import OneOrMany, Shorthand
+from luthier.config.data_section import DataSection
+from luthier.config.forms import Shorthand
 from luthier.config.problems import Problem, impossible
-
-Positive = Annotated[int, Field(ge=1)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Text = Annotated[str, Field(min_length=1)]
-Paths = Annotated[list[Text], Field(min_length=1)]
-
-
-class Section(BaseModel):
-    """A part of the tree: frozen, typed, without unknown keys, documented by its fields' docstrings."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        strict=True,
-        extra="forbid",
-        use_attribute_docstrings=True,
-        validate_default=True,
-        allow_inf_nan=False,
-        protected_namespaces=(),
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _null_means_absent(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return {key: value for key, value in values.items() if value is not None or cls._keeps_null(key)}
-
-    @classmethod
-    def _keeps_null(cls, key: str) -> bool:
-        field = cls.model_fields.get(key)
-        if field is None:
-            return True  # unknown: it is refused later, or belongs to a method of the user's own
-        return type(None) in get_args(field.annotation) and field.default is not None
+from luthier.config.section import Fraction, Positive, Section, Text
 
 
 class ModelSection(Section):
@@ -86,47 +55,6 @@ class MethodSection(Section):
     def options(self) -> dict[str, Any]:
         """The method's own keys."""
         return dict(self.model_extra or {})
-
-
-class DataSection(Section):
-    """What it is learned from. `data: PATH` is short for `data: {path: PATH}`."""
-
-    path: Annotated[Paths, OneOrMany()]
-    """A `.jsonl`, `.json` or `.parquet` file, a folder of them, or a list of these."""
-
-    eval_path: Annotated[Paths | None, OneOrMany()] = None
-    """Held-out rows for the evaluation loss, read like `path`."""
-
-    eval_rows: Annotated[int, Field(ge=0)] = 0
-    """How many rows to hold out of `path` when there is no `eval_path`; drawn with the run's seed."""
-
-    max_length: Positive | None = None
-    """Longest row in tokens. Absent: `train.tokens_per_micro_batch`."""
-
-    overlong: Literal["drop", "truncate_oldest_turns", "error"] = "drop"
-    """What to do with a longer row. Headers and ends of turns are never cut."""
-
-    max_drop_fraction: Fraction = 0.01
-    """The run stops if more than this share of the rows cannot be used."""
-
-    template: Text | None = None
-    """A Jinja file to use instead of the model's own chat template."""
-
-    template_args: dict[str, Any] = Field(default_factory=dict)
-    """Extra variables for the chat template, such as `enable_thinking: false`."""
-
-    share_prefixes: bool = True
-    """Compute what rows of a micro-batch begin with in common (a system prompt, tools) once. Gradients are the same."""
-
-    cache: bool = True
-    """Keep the tokens on disk for the next run over the same rows with the same model."""
-
-    @model_validator(mode="after")
-    def _one_source_of_held_out_rows(self) -> Self:
-        if self.eval_path and self.eval_rows:
-            text = "data.eval_path and data.eval_rows are both given; keep one of them"
-            raise impossible(Problem("data.eval_rows", text))
-        return self
 
 
 class LoraSection(Section):
@@ -335,10 +263,10 @@ def disagreements(
 ) -> list[Problem]:
     """Why these sections cannot work together. None stands for a section with faults of its own."""
     problems = []
-    if data and eval and (eval.every or eval.patience) and not (data.eval_path or data.eval_rows):
+    if data and eval and (eval.every or eval.patience) and not data.holds_out:
         text = "eval.every and eval.patience need held-out rows; give data.eval_path or data.eval_rows"
         problems.append(Problem("eval.every", text))
-    if data and eval and eval.metrics and not (data.eval_path or data.eval_rows):
+    if data and eval and eval.metrics and not data.holds_out:
         text = "eval.metrics are measured on held-out rows; give data.eval_path or data.eval_rows"
         problems.append(Problem("eval.metrics", text))
     if data and train and (data.max_length or 0) > train.micro_tokens:

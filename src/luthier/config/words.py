@@ -46,6 +46,8 @@ def expected(schema: Schema) -> str:
         return "text" + (pattern or (" that is not empty" if schema.get("minLength") else ""))
     if kind == "array":
         return f"a list{_lengths(schema)} of {expected(schema.get('items', {}))}"
+    if kind == "object" and isinstance(schema.get("additionalProperties"), dict):
+        return f"keys of your own, each with {expected(schema['additionalProperties'])}"
     return {"boolean": "true or false", "object": "a section with keys", "null": "null"}.get(
         str(kind), "a value"
     )

@@ -90,7 +90,7 @@ def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Sa
             paths,
             template,
             max_length=config.max_length,
-            overlong=config.data.overlong,
+            overlong=config.data.overlong or "drop",  # type: ignore[arg-type]
             max_drop_fraction=config.data.max_drop_fraction,
             cache_folder=cache_folder("tokens") if config.data.cache else None,
             progress=progress if cluster.is_main else None,
@@ -98,7 +98,7 @@ def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Sa
 
     if not cluster.is_main:
         cluster.barrier()
-    train = tokens(config.data.path, "data.path")
+    train = tokens([entry.path for entry in config.data.all_sets], "data.path")
     eval_path = config.data.eval_path
     evaluated = tokens(eval_path, "data.eval_path") if eval_path else None
     if cluster.is_main:

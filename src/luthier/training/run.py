@@ -223,7 +223,7 @@ def _save_trained(
 
 def _data_hashes(config: Config) -> dict[str, str]:
     """SHA-256 of every data file, by its number and name: two folders may have files of one name."""
-    files = list_files([*config.data.path, *(config.data.eval_path or [])])
+    files = list_files([entry.path for entry in (*config.data.all_sets, *config.data.eval_sets)])
     return {f"{number}:{file.name}": audit.hash_file(file) for number, file in enumerate(files)}
 
 
