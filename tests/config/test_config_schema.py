@@ -216,6 +216,7 @@ def test_schema_and_loading_agree(values):
     except ConfigError as error:
         clash = (
             "; keep one of them",
+            "both absent",
             "need held-out rows",
             "counts evaluations",
             "more than",
