@@ -17,6 +17,7 @@ GOOD: dict[str, Any] = {
     "loss_drift": 3e-8,
     "largest_tensor": {"largest": 10, "forbidden": 100},
     "seconds": 30.0,
+    "others": 0.1,
 }
 KEPT = {"efficiency": 0.40, "peak_bytes": 1_000_000_000, "date": "2026-01-01", "tokens_per_second": 300.0}
 
@@ -46,6 +47,30 @@ def test_what_was_kept_passes() -> None:
 def test_limits(change: dict[str, Any], fault: str) -> None:
     found = gate.faults({**GOOD, **change}, KEPT)
     assert len(found) == bool(fault) and all(text.startswith(fault) for text in found)
+
+
+def test_speed_is_not_judged_beside_others_but_all_else_is() -> None:
+    slow = {**GOOD, "efficiency": 0.1, "others": 0.26}
+    assert gate.faults(slow, KEPT) == []
+    assert len(gate.faults({**slow, "others": 0.24}, KEPT)) == 1
+    assert len(gate.faults({**slow, "peak_bytes": 10**12, "loss_drift": 1.0}, KEPT)) == 2
+
+
+def test_what_there_was_no_time_for_is_not_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("loss_drift", "largest_tensor", "seconds", "others")
+    found = {name: GOOD[name] for name in names}
+    assert gate.faults(found, KEPT) == []
+    assert len(gate.faults({**found, "loss_drift": 1.0}, KEPT)) == 1
+    gate.describe(found)
+    assert "no speed within 240 s" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("found", [{"others": 0.5}, {"efficiency": None}])
+def test_a_disturbed_measurement_is_not_kept(made_up: dict[str, Any], found: dict[str, Any]) -> None:
+    made_up["found"].update(found)
+    if made_up["found"]["efficiency"] is None:
+        del made_up["found"]["efficiency"]
+    assert gate.main(["--update"]) == 1 and not gate.KEPT.exists()
 
 
 def test_an_unknown_machine_is_judged_on_what_needs_no_history() -> None:
