@@ -35,7 +35,7 @@ class Recorder(Wire):
 
 
 def run(spec: Spec, wire: Wire) -> None:
-    """Sends one `result` a check; speed comes last and after every attempt, so that a time limit costs only the rest."""
+    """Sends one `result` a check. Speed comes last, and after every attempt: a time limit costs only the rest."""
     from luthier.threads import wait_without_spinning
 
     wait_without_spinning()
