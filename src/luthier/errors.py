@@ -30,6 +30,10 @@ class RowRefused(DataError):
     """One row cannot be used. Its reason goes to the ledger; the run goes on while few rows are refused."""
 
 
+class SetAside(RowRefused):
+    """A row that is left out on purpose, such as a duplicate. It goes to the ledger and does not count as a fault."""
+
+
 class ModelError(LuthierError, ValueError):
     """The model, its tokenizer or its adapter cannot be found or used as asked."""
 
