@@ -1,13 +1,13 @@
 """The ledger adds up, survives being written, and stops a run that loses too much."""
 
 import json
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.ledger import MAX_EXAMPLES, Ledger
+from luthier.data.ledger import MAX_EXAMPLES, MAX_REASONS, OTHERS, Ledger
 from luthier.errors import DataError
 
 STATUSES: tuple[Literal["kept", "truncated", "dropped"], ...] = ("kept", "truncated", "dropped")
@@ -25,6 +25,52 @@ def test_kept_and_truncated_and_dropped_are_read(entries: list[tuple[Literal["ke
     assert set(ledger.examples) == set(ledger.reasons)
     assert Ledger.from_json(json.loads(json.dumps(ledger.to_json()))) == ledger
     assert ledger.summary().startswith(f"{len(entries)} rows: ")
+
+
+def filled(entries: list[tuple[Literal["kept"], str, bool]]) -> Ledger:
+    ledger = Ledger()
+    for number, (status, reason, on_purpose) in enumerate(entries):
+        aside = on_purpose and status == "dropped"
+        ledger.add(status, f"a.jsonl:{number}", None if status == "kept" else reason, set_aside=aside)
+    return ledger
+
+
+MARKED = st.lists(st.tuples(st.sampled_from(STATUSES), st.sampled_from("abc"), st.booleans()))
+
+
+@given(MARKED, st.integers(0, 12))
+def test_two_parts_are_the_account_of_the_whole(entries: list[Any], at: int) -> None:
+    whole, first = filled(entries), filled(entries[:at])
+    second = Ledger()
+    for number, (status, reason, on_purpose) in list(enumerate(entries))[at:]:
+        aside = on_purpose and status == "dropped"
+        second.add(status, f"a.jsonl:{number}", None if status == "kept" else reason, set_aside=aside)
+    first.include(second)
+    assert first == whole
+    assert Ledger.from_json(json.loads(json.dumps(whole.to_json()))) == whole
+
+
+def test_rows_left_out_on_purpose_stop_no_run() -> None:
+    ledger = Ledger()
+    ledger.add("kept", "a:1")
+    for number in range(9):
+        ledger.add("dropped", f"a:{number + 2}", "the row says the same as a:1", set_aside=True)
+    ledger.check(0.0)
+    assert (ledger.read, ledger.dropped, ledger.faults) == (10, 9, 0)
+    assert (
+        ledger.summary().splitlines()[0] == "10 rows: 1 kept, 0 truncated, 9 dropped (9 of them on purpose)"
+    )
+    ledger.add("dropped", "a:11", "bad")
+    with pytest.raises(DataError, match=r"1 of 11 rows \(9\.1%\) cannot be used"):
+        ledger.check(0.05)
+
+
+def test_reasons_without_end_are_bounded_and_still_add_up() -> None:
+    ledger = Ledger()
+    for number in range(MAX_REASONS + 50):
+        ledger.add("dropped", "a:1", "x" + "abcdefghij"[number % 10] * (number // 10 + 1))
+    assert ledger.reasons.total() == ledger.dropped == MAX_REASONS + 50
+    assert len(ledger.reasons) == MAX_REASONS + 1 and ledger.reasons[OTHERS] == 50
 
 
 def test_reasons_that_differ_in_numbers_and_quotes_are_one() -> None:

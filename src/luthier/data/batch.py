@@ -7,6 +7,7 @@ function of the log-probabilities of a batch's N predictions (../docs/design.md)
 Shape suffixes: T tokens of the stream, S segments, S1 = S + 1, N predictions, Q sequences.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -35,8 +36,8 @@ class Example:
     segments: tuple[Segment, ...]
     row: int = -1
     """Number of the row in the data, for messages about it."""
-    columns: dict[str, float] = field(default_factory=dict)
-    """Facts a method needs, the same for all sequences of the row (label, reward ...)."""
+    columns: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
+    """Facts a method needs (label, reward ...): one for all sequences of the row, or a tuple with one for each."""
 
     def __len__(self) -> int:
         return sum(len(s.ids) for s in self.segments)
@@ -62,7 +63,7 @@ class Batch:
     sequence_N: Tensor
     """Which sequence the prediction belongs to."""
     columns: dict[str, Tensor]
-    """Per-sequence facts, each of shape [Q]; `row` is always among them, -1 for padding."""
+    """Per-sequence facts, each of shape [Q]; `row` is always among them, -1 for padding. NaN: not known."""
     num_padding: int = 0
     """Tokens at the end that belong to no row."""
     longest: int | None = None
@@ -161,9 +162,7 @@ def collate(examples: Sequence[Example]) -> Batch:
             sequence.append(np.full(len(learned), first_sequence + sequence_of[index]))
             starts.append(start + num)
             parents.append(first_segment + segment.parent if segment.parent >= 0 else -1)
-        num_sequences = max(sequence_of) + 1
-        for name, value in {"row": example.row, **example.columns}.items():
-            columns.setdefault(name, []).extend([value] * num_sequences)
+        _add_columns(columns, example, max(sequence_of) + 1)
     return Batch(
         tokens_T=_join(tokens, torch.int64),
         positions_T=_join(positions, torch.int64),
@@ -175,6 +174,20 @@ def collate(examples: Sequence[Example]) -> Batch:
         sequence_N=_join(sequence, torch.int64),
         columns={name: torch.tensor(values) for name, values in columns.items()},
     )
+
+
+def _add_columns(columns: dict[str, list[float]], example: Example, num_sequences: int) -> None:
+    """The row's facts behind those of the rows before it; NaN where a row does not have a fact."""
+    before = len(columns["row"])
+    for name in example.columns.keys() - columns.keys():
+        columns[name] = [math.nan] * before
+    for name, values in columns.items():
+        value = example.row if name == "row" else example.columns.get(name, math.nan)
+        each = value if isinstance(value, tuple) else (value,) * num_sequences
+        assert len(each) == num_sequences, (
+            f"{name} has a value for each of the row's {num_sequences} sequences"
+        )
+        values.extend(each)
 
 
 def _sequence_of_segments(example: Example) -> list[int]:

@@ -11,6 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.data.content import Kind
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,9 @@ class Scores:
 
 class Method:
     """The interface of a method. Fields of a subclass are its settings."""
+
+    reads: ClassVar[Kind] = "conversation"
+    """The kind of content it learns from; rows of other kinds are turned into it where that makes sense."""
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names of the metrics that `loss` returns, the same for every batch, so that ranks can add them up."""
