@@ -3,15 +3,24 @@
 A method never sees a model, and a model never sees a method. It is one file with one `@settings` class, whose
 fields are its configuration. A loss is a *sum*; the trainer divides it by the count over the whole optimizer
 step on all ranks, so that neither micro-batches nor packing nor the number of ranks can change the gradient.
+
+Most losses are sums over sequences or pairs. A few compare each with all others of the step (a reference point,
+a ranking). Such a method looks ahead: before the first backward pass it is shown every micro-batch of the step
+without gradients, and what it makes of them, on all ranks together, is handed to each of its losses.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.content import Kind
+
+if TYPE_CHECKING:
+    from luthier.data.loader import Dataset
+
+Reads = Kind | Literal["pair", "label", "ranking"]
 
 
 @dataclass(frozen=True)
@@ -20,16 +29,36 @@ class Scores:
 
     logp_N: Tensor
     """Log-probability of each prediction's target, in fp32."""
+    reference_N: Tensor | None = None
+    """The same by the frozen reference, without a gradient; only for a method that needs it."""
+    step: Tensor | None = None
+    """What `statistics` made of the whole step; only for a method that looks ahead."""
 
 
 class Method:
     """The interface of a method. Fields of a subclass are its settings."""
 
-    reads: ClassVar[Kind] = "conversation"
-    """The kind of content it learns from; rows of other kinds are turned into it where that makes sense."""
+    reads: ClassVar[Reads] = "conversation"
+    """The kind of content it learns from; rows of other kinds are turned into it where that makes sense.
+
+    "pair", "label" and "ranking" are answers that are judged: each row a prompt with one sequence an answer.
+    """
 
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names of the metrics that `loss` returns, the same for every batch, so that ranks can add them up."""
+
+    per: ClassVar[dict[str, str]] = {}
+    """For a metric that is no mean over the count: which other metric counts its units."""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the loss compares with the model as it was before training."""
+        return False
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether the loss depends on the whole step, so that `preview` must see it first."""
+        return False
 
     def count(self, batch: Batch) -> float:
         """How many units this batch adds to what the summed loss is divided by. Needs no model."""
@@ -45,3 +74,35 @@ class Method:
         None: the loss is not linear in the log-probabilities.
         """
         return None
+
+    def arrange(self, dataset: "Dataset") -> "Dataset":
+        """The rows as the method wants them, such as with sequences that only `preview` needs."""
+        return dataset
+
+    def learned(self, batch: Batch) -> Batch | None:
+        """The part of a batch that `loss` is given; None: nothing of it. The batch is on the CPU."""
+        return batch
+
+    def previewed(self, batch: Batch) -> Batch | None:
+        """The part of a batch that `preview` is given; None: nothing of it. The batch is on the CPU."""
+        return batch
+
+    def preview(self, scores: Scores, batch: Batch) -> Tensor:
+        """What the step must know of these sequences or rows: one line of numbers for each, [L, K] in fp64."""
+        raise NotImplementedError(f"{type(self).__name__} looks ahead and must define preview")
+
+    def statistics(self, lines_LK: Tensor, before: Tensor | None) -> Tensor:
+        """What the losses of this step are given: made from the lines of all micro-batches of all ranks, in fp64.
+
+        `before` is what this returned a step earlier, None in the first; checkpoints keep it. Must not depend on
+        the order of the lines. The lines may be none, [0, 0].
+        """
+        raise NotImplementedError(f"{type(self).__name__} looks ahead and must define statistics")
+
+    def report(self, means: dict[str, float]) -> dict[str, float]:
+        """Means over the count as people read them: those in `per` over their own units, which are left out."""
+        counts = set(self.per.values())
+        shown = {name: value for name, value in means.items() if name not in counts}
+        for name, units in self.per.items():
+            shown[name] = shown[name] / means[units] if means[units] else float("nan")
+        return shown

@@ -39,6 +39,7 @@ def save_checkpoint(
                 "progress": asdict(trainer.progress),
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
+                "statistics": trainer.learner.statistics,
             }
             torch.save(state, partial / STATE)
     trainer.cluster.barrier()
@@ -72,6 +73,7 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     load_weights(trainer.policy.model, path)
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.progress = Progress(**state["progress"])
+    trainer.learner.statistics = state.get("statistics")
     _set_random_state(state["random"][trainer.cluster.rank])
 
 

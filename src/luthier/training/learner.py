@@ -6,12 +6,15 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method, Scores
 from luthier.models.activations.assemble import tokens_in_flight
 from luthier.models.activations.gauge import HostGauge
 from luthier.models.activations.planner import ActivationPlanner
 from luthier.models.policy import Policy
+from luthier.models.reference import Reference
 from luthier.optim.gradients import Gradients
+from luthier.parallel.cluster import Cluster
 from luthier.training.graphs import MicroBatches
 
 
@@ -20,12 +23,22 @@ class Learner:
 
     Args:
         policy: maps a batch to the log-probabilities of its predictions.
-        method: turns these into a loss.
+        method: turns these into a loss. If it needs a reference, that is the policy as it is now.
         gradients: where the gradients are added up.
+        cluster: the ranks that share a step.
     """
 
-    def __init__(self, policy: Policy, method: Method, gradients: Gradients, device: torch.device):
+    def __init__(
+        self,
+        policy: Policy,
+        method: Method,
+        gradients: Gradients,
+        device: torch.device,
+        cluster: Cluster | None = None,
+    ):
         self.policy, self.method, self.gradients, self.device = policy, method, gradients, device
+        self.reference = Reference(policy) if method.needs_reference else None
+        self.scorer = Scorer(policy, method, self.reference, cluster or Cluster())
         self.activations = ActivationPlanner(
             [], HostGauge()
         )  # keeps everything until it is told of the layers
@@ -38,19 +51,32 @@ class Learner:
         """Adds the gradient of the summed loss over `units`; returns the sums of loss and metrics, on the device."""
         self.totals_M.zero_()
         self.units.fill_(units)
-        self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(micro_batches), self._discard)
+        learned = self.scorer.look_ahead(micro_batches, self.device)
+        self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(learned), self._discard)
         return self.totals_M
+
+    @property
+    def statistics(self) -> Tensor | None:
+        """What a method that looks ahead knows from the steps so far, for checkpoints; None for others."""
+        return self.scorer.statistics
+
+    @statistics.setter
+    def statistics(self, value: Tensor | None) -> None:
+        self.scorer.statistics = None if value is None else value.to(self.device)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's summed loss on one batch, by the cheaper head where the method allows it."""
         coefficient_N = self.method.coefficients(batch)
         if coefficient_N is None:
-            return self.method.loss(Scores(self.policy(batch)), batch)
+            return self.method.loss(self.scorer(batch), batch)
         loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
         return loss, self.method.loss(Scores(logp_N), batch)[1]
 
     def replay(self, say: Callable[[str], None]) -> None:
         """Replays micro-batches instead of running each anew; they should all have one shape."""
+        if self.method.looks_ahead:
+            say("micro-batches are not replayed: the method's loss depends on the whole step")
+            return
         self.gradients.hold()
         self.micro_batches.replay(self._clear, say)
 

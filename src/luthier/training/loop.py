@@ -57,7 +57,7 @@ class Trainer:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.gradients: Gradients = getattr(optimizer, "gradients", None) or Gradients(self.parameters)
-        self.learner = Learner(policy, method, self.gradients, self.device)
+        self.learner = Learner(policy, method, self.gradients, self.device, cluster)
         self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.progress = Progress()
         self.interrupted = ""  # the signal that asks this rank to stop
@@ -116,7 +116,7 @@ class Trainer:
         *totals, norm = torch.cat([totals_M, self.gradients.norm().to(totals_M)[None]]).tolist()
         names = ("loss", *self.method.metrics)
         means = {n: value / units for n, value in zip(names, self.cluster.sum(totals), strict=True)}
-        return means | {"grad_norm": norm}
+        return self.method.report(means) | {"grad_norm": norm}
 
     def _clip(self, norm: float) -> None:
         """Scales the gradients down to `max_grad_norm`, if their norm is larger."""

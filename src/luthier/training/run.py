@@ -167,7 +167,9 @@ def _train(
             return {}
         budget = max(trainer.source.micro_tokens, int(data.held_out.lengths.max()))
         batches = in_order(data.held_out, budget, cluster.rank, cluster.world)
-        return evaluate_loss(trainer.policy, trainer.method, batches, cluster, device)
+        return evaluate_loss(
+            trainer.policy, trainer.method, batches, cluster, device, trainer.learner.reference
+        )
 
     def tell(step: int, values: dict[str, float]) -> None:
         writer.write("eval", step, values)

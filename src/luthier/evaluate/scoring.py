@@ -1,0 +1,59 @@
+"""Everything a method wants to know of a batch, from the model, the reference and the rest of the step."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.methods.base import Method, Scores
+from luthier.models.policy import Policy
+from luthier.models.reference import Reference
+from luthier.parallel.cluster import Cluster
+
+
+class Scorer:
+    """Asks model and reference on behalf of a method.
+
+    Args:
+        reference: needed if the method says so.
+        cluster: the ranks that share a step.
+    """
+
+    def __init__(self, policy: Policy, method: Method, reference: Reference | None, cluster: Cluster):
+        assert reference is not None or not method.needs_reference, "the method compares with a reference"
+        self.policy, self.method, self.cluster = policy, method, cluster
+        self.reference = reference if method.needs_reference else None
+        self.statistics: Tensor | None = None
+        """What the losses of the step under way are given, of a method that looks ahead."""
+
+    def __call__(self, batch: Batch) -> Scores:
+        """The scores of a batch, differentiable in the model's log-probabilities."""
+        reference_N = self.reference.logprobs(batch) if self.reference else None
+        return Scores(self.policy(batch), reference_N, self.statistics)
+
+    @torch.no_grad()
+    def look_ahead(self, batches: Sequence[Batch], device: torch.device) -> list[Batch]:
+        """Shows a method that looks ahead all batches of a step; returns the parts of them that it learns from.
+
+        Every rank takes part, even one without batches.
+        """
+        if self.method.looks_ahead:
+            lines = [line for batch in batches for line in self._preview(batch, device)]
+            everyone = [line for rank in self.cluster.gather(lines) for line in rank]
+            lines_LK = torch.tensor(everyone, dtype=torch.float64) if everyone else torch.zeros(0, 0).double()
+            before = None if self.statistics is None else self.statistics.double().cpu()
+            self.statistics = self.method.statistics(lines_LK, before).to(device)
+        learned = [self.method.learned(batch) for batch in batches]
+        return [batch for batch in learned if batch is not None]
+
+    def _preview(self, batch: Batch, device: torch.device) -> list[list[float]]:
+        part = self.method.previewed(batch)
+        if part is None:
+            return []
+        part = part.to(device)
+        was_training = self.policy.training
+        self.policy.eval()  # no dropout: a statistic should not be noisier than it must
+        lines_LK = self.method.preview(self(part), part)
+        self.policy.train(was_training)
+        return lines_LK.double().tolist()
