@@ -52,7 +52,9 @@ def calls(*tool_calls: Any) -> list[dict[str, Any]]:
         (calls({"name": "f", "arguments": "{x"}), "`arguments` of tool call 1 is text that is not JSON"),
         (calls({"name": "f", "arguments": "3"}), "`arguments` of tool call 1 is a number, not an object"),
         ([USER, {**ANSWER, "train": "no"}], "message 2 has `train: 'no'`; it must be true or false"),
-        ([USER, {**ANSWER, "weight": 0.5}], "message 2 has `weight: 0.5`; only 0 and 1 are possible"),
+        ([USER, {**ANSWER, "weight": -0.5}], "message 2 has `weight: -0.5`; a weight is 0 or more"),
+        ([USER, {**ANSWER, "weight": "1"}], "message 2: its `weight` is text, not a number"),
+        ([USER, {**ANSWER, "loss_weight": float("nan")}], "its `loss_weight` is not a finite number"),
         ([USER, {**ANSWER, "weight": 0}], "all targets masked: every assistant message is marked"),
     ],
 )
@@ -97,7 +99,22 @@ def test_what_is_learned_and_what_a_part_keeps() -> None:
     assert [read.learns(i) for i in range(4)] == [False, False, False, True]
     assert "train" not in read.messages[1] and "weight" not in read.messages[3]
     part = read.part([2, 3])
-    assert part == Conversation(read.messages[2:], None, {}, (True, True))
+    assert part == Conversation(read.messages[2:], None, {}, (1.0, 1.0))
+
+
+@given(
+    st.lists(st.tuples(st.none() | st.booleans(), st.none() | st.floats(0, 4), st.none() | st.integers(0, 3)))
+)
+def test_a_weight_is_the_product_of_all_that_says_it(given_weights: list[tuple[Any, Any, Any]]) -> None:
+    """`train: false` is weight 0; `weight` and `loss_weight` are factors; nothing said is 1."""
+    answers = [{**ANSWER, "train": t, "weight": w, "loss_weight": lw} for t, w, lw in given_weights]
+    read = conversation_from([USER, ANSWER, *answers])
+    wanted = [
+        (t is not False) * (1 if w is None else w) * (1 if lw is None else lw) for t, w, lw in given_weights
+    ]
+    assert [read.weight(i) for i in range(2, 2 + len(answers))] == pytest.approx(wanted)
+    assert [read.learns(i + 2) for i in range(len(answers))] == [weight > 0 for weight in wanted]
+    assert not any({"train", "weight", "loss_weight"} & set(message) for message in read.messages)
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from(["role", "content", "tool_calls", "function", "name", "arguments", "weight"]), inner)))  # fmt: skip # noqa: E501

@@ -61,8 +61,8 @@ class Answers:
     def conversation(self, number: int) -> Conversation:
         """The context with one of the answers; only that answer is learned."""
         answer = self.answers[number]
-        learn = (*[False] * len(self.context), *[m["role"] == "assistant" for m in answer])
-        return Conversation([*self.context, *answer], self.tools, self.template_args, learn)
+        weights = (*[0.0] * len(self.context), *[float(m["role"] == "assistant") for m in answer])
+        return Conversation([*self.context, *answer], self.tools, self.template_args, weights)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,18 @@
 
 Everything that is wrong with a row is found here or in the template, and refused with its reason
 (`RowRefused`), so that it ends in the ledger and nowhere else. Messages are counted from 1 in the reasons.
+The order of roles is the row's own: several questions in a row, a system message in the middle, results of
+tools at the end all stay as they are.
 """
 
 import difflib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from luthier.data.calls import calls_from_text, checked_calls, checked_tools
+from luthier.data.parts import read_parts
+from luthier.data.values import from_json, in_words, number_in
 from luthier.errors import RowRefused
 
 Message = dict[str, Any]
@@ -23,11 +27,12 @@ _OTHER_NAMES = {
     "ai": "assistant",
 }
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+NO_ANSWER = "there is no assistant message, so there is nothing to learn"
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages in order, the tools they may use, and which assistant messages are to be learned."""
+    """Messages in order, the tools they may use, and how much each message counts."""
 
     messages: list[Message]
     """Plain JSON objects with a `role`, a text `content` or none, and whatever else the template reads."""
@@ -35,18 +40,21 @@ class Conversation:
     """Tool descriptions (JSON Schema) that the template shows to the model."""
     template_args: dict[str, Any] = field(default_factory=dict)
     """Variables for the template, for this row only."""
-    learn: tuple[bool, ...] = ()
-    """For each message, whether it is learned if the assistant wrote it. Empty: all of them are."""
+    weights: tuple[float, ...] = ()
+    """For each message, its weight where it is a target: 0 is not learned. Empty: all weigh 1."""
+
+    def weight(self, number: int) -> float:
+        """How much the message at this index counts if it is a target."""
+        return self.weights[number] if self.weights else 1.0
 
     def learns(self, number: int) -> bool:
-        """Whether the message at this index is a target."""
-        wanted = self.learn[number] if self.learn else True
-        return wanted and self.messages[number]["role"] == "assistant"
+        """Whether the message at this index is an answer to be learned."""
+        return self.weight(number) > 0 and self.messages[number]["role"] == "assistant"
 
     def part(self, keep: Sequence[int]) -> "Conversation":
         """The same conversation with only the messages at these indices."""
-        learn = tuple(self.learn[i] for i in keep) if self.learn else ()
-        return Conversation([self.messages[i] for i in keep], self.tools, self.template_args, learn)
+        weights = tuple(self.weights[i] for i in keep) if self.weights else ()
+        return Conversation([self.messages[i] for i in keep], self.tools, self.template_args, weights)
 
 
 def describe(messages: Sequence[Message], number: int) -> str:
@@ -58,39 +66,54 @@ def conversation_from(
     messages: Any,
     tools: Any = None,
     template_args: Any = None,
-    learn: Sequence[bool] | None = None,
+    weights: Sequence[float] | None = None,
 ) -> Conversation:
     """A checked conversation from what a row holds.
 
-    A message may say `train: false` or `weight: 0`; it is then context and not learned. `learn` says the same
-    from outside, one value a message; both must agree to learn. JSON text is accepted for `tools` and for the
-    `arguments` of a tool call. A list of text parts becomes one text.
+    A message may say `train: false`, or have a `weight` or `loss_weight`: 0 makes it context that is not
+    learned, 0.5 makes its tokens count half. `weights` says the same from outside, one value a message; the two
+    are multiplied. JSON text is accepted for `messages`, `tools` and for the `arguments` of a tool call. A list
+    of parts becomes one text, with reasoning and tool calls where messages have them.
 
     Raises:
         RowRefused: with the reason, naming the message.
     """
+    checked, own = checked_messages(messages)
+    if weights is not None:
+        own = [outside * inside for outside, inside in zip(weights, own, strict=True)]
+    assistants = [i for i, message in enumerate(checked) if message["role"] == "assistant"]
+    if not assistants:
+        raise RowRefused(NO_ANSWER)
+    if not any(own[i] for i in assistants):
+        raise RowRefused("all targets masked: every assistant message is marked as not to be learned")
+    return Conversation(checked, checked_tools(tools), checked_template_args(template_args), tuple(own))
+
+
+def checked_messages(messages: Any) -> tuple[list[Message], list[float]]:
+    """The messages of a row, checked, and the weight that each one gives itself. Raises RowRefused."""
     if isinstance(messages, str):
-        messages = _from_json(messages, "messages")
+        messages = from_json(messages, "messages")
     if not isinstance(messages, list):
-        raise RowRefused(f"`messages` is {_kind(messages)}, not a list of messages")
+        raise RowRefused(f"`messages` is {in_words(messages)}, not a list of messages")
     if not messages:
         raise RowRefused("the conversation is empty")
     checked = [_message(message, number) for number, message in enumerate(messages)]
-    wanted = [_pop_learn(message, number) for number, message in enumerate(checked)]
-    if learn is not None:
-        wanted = [both and own for both, own in zip(learn, wanted, strict=True)]
-    assistants = [i for i, message in enumerate(checked) if message["role"] == "assistant"]
-    if not assistants:
-        raise RowRefused("there is no assistant message, so there is nothing to learn")
-    if not any(wanted[i] for i in assistants):
-        raise RowRefused("all targets masked: every assistant message is marked as not to be learned")
-    return Conversation(checked, _tools(tools), _template_args(template_args), tuple(wanted))
+    return checked, [_pop_weight(message, number) for number, message in enumerate(checked)]
+
+
+def checked_template_args(template_args: Any) -> dict[str, Any]:
+    """Variables for the template. Raises RowRefused if they are no object."""
+    if template_args is None:
+        return {}
+    if not isinstance(template_args, dict):
+        raise RowRefused(f"`chat_template_kwargs` is {in_words(template_args)}, not an object")
+    return template_args
 
 
 def _message(message: Any, number: int) -> Message:
     place = f"message {number + 1}"
     if not isinstance(message, dict):
-        raise RowRefused(f"{place} is {_kind(message)}, not an object with `role` and `content`")
+        raise RowRefused(f"{place} is {in_words(message)}, not an object with `role` and `content`")
     role = message.get("role")
     if role is None:
         raise RowRefused(
@@ -99,14 +122,17 @@ def _message(message: Any, number: int) -> Message:
     if role not in ROLES:
         raise RowRefused(f"{place} has the unknown role {role!r}{_role_hint(role)}")
     result = {str(key): value for key, value in message.items()}
-    result["content"] = _content(message.get("content"), f"{place} ({role})")
-    if message.get("tool_calls") is not None:
+    _read_content(result, f"{place} ({role})")
+    if result.get("function_call") is not None:
+        call = calls_from_text(result.pop("function_call"), f"{place} ({role})")
+        result["tool_calls"] = [*call, *(result.get("tool_calls") or [])]
+    if result.get("tool_calls") is not None:
         if role != "assistant":
             raise RowRefused(f"{place} ({role}) has `tool_calls`; only an assistant message can call tools")
-        result["tool_calls"] = _tool_calls(message["tool_calls"], place)
+        result["tool_calls"] = checked_calls(result["tool_calls"], place)
     for name in REASONING_FIELDS:
-        if not isinstance(message.get(name), str | None):
-            raise RowRefused(f"{place} ({role}) has a `{name}` that is {_kind(message[name])}, not text")
+        if not isinstance(result.get(name), str | None):
+            raise RowRefused(f"{place} ({role}) has a `{name}` that is {in_words(result[name])}, not text")
     if result["content"] is None and not _says_something(result):
         raise RowRefused(f"{place} ({role}) has neither text nor tool calls")
     return result
@@ -126,82 +152,41 @@ def _role_hint(role: Any) -> str:
     return f"; it must be one of {', '.join(ROLES)}"
 
 
-def _content(content: Any, place: str) -> str | None:
+def _read_content(message: Message, place: str) -> None:
+    """Makes the content a text or None; what its parts say besides goes to fields of the message."""
+    content = message.get("content")
     if content is None or isinstance(content, str):
-        return content
+        message["content"] = content
+        return
     if not isinstance(content, list):
-        raise RowRefused(f"{place} has a content that is {_kind(content)}, not text")
-    for part in content:
-        if not (isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)):
-            kind = part.get("type") if isinstance(part, dict) else None
-            what = "a text part without `text`" if kind == "text" else f"a content part of type {kind!r}"
-            raise RowRefused(f"{place} has {what}; only parts of type 'text' with a `text` can be used")
-    return "".join(part["text"] for part in content)
+        raise RowRefused(f"{place} has a content that is {in_words(content)}, not text")
+    parts = read_parts(content, place)
+    calls = parts.calls or message.get("tool_calls")
+    message["content"] = "" if parts.text is None and not calls else parts.text
+    if parts.reasoning is not None:
+        if given := next((name for name in REASONING_FIELDS if message.get(name)), None):
+            raise RowRefused(f"{place} has reasoning both in its content and in `{given}`")
+        message["reasoning_content"] = parts.reasoning
+    if parts.calls:
+        if message.get("tool_calls"):
+            raise RowRefused(f"{place} has tool calls both in its content and in `tool_calls`")
+        message["tool_calls"] = parts.calls
 
 
-def _tool_calls(calls: Any, place: str) -> list[Any]:
-    calls = _from_json(calls, f"{place}: `tool_calls`") if isinstance(calls, str) else calls
-    if not isinstance(calls, list):
-        raise RowRefused(f"{place} has `tool_calls` that are {_kind(calls)}, not a list")
-    result = []
-    for index, call in enumerate(calls, start=1):
-        inner = call.get("function", call) if isinstance(call, dict) else None
-        if not isinstance(inner, dict) or not isinstance(inner.get("name"), str):
-            raise RowRefused(f"{place}: tool call {index} has no function `name`")
-        arguments = inner.get("arguments", {})
-        if isinstance(arguments, str):
-            arguments = _from_json(arguments or "{}", f"{place}: `arguments` of tool call {index}")
-        if not isinstance(arguments, dict):
-            raise RowRefused(
-                f"{place}: `arguments` of tool call {index} is {_kind(arguments)}, not an object"
-            )
-        inner = {**inner, "arguments": arguments}
-        result.append({**call, "function": inner} if "function" in call else inner)
+def _pop_weight(message: Message, number: int) -> float:
+    """What a message says about its own weight, the products of all ways to say it."""
+    result = 1.0
+    for name in ("train", "loss"):
+        own = message.pop(name, None)
+        if own is not None and not isinstance(own, bool):
+            raise RowRefused(f"message {number + 1} has `{name}: {own!r}`; it must be true or false")
+        result *= own is not False
+    for name in ("weight", "loss_weight"):
+        own = message.pop(name, None)
+        if own is None:
+            continue
+        weight = number_in(own, f"message {number + 1}: its `{name}`")
+        if weight < 0:
+            raise RowRefused(f"message {number + 1} has `{name}: {own!r}`; a weight is 0 or more")
+        result *= weight
     return result
-
-
-def _pop_learn(message: Message, number: int) -> bool:
-    train, weight = message.pop("train", None), message.pop("weight", None)
-    if train is not None and not isinstance(train, bool):
-        raise RowRefused(f"message {number + 1} has `train: {train!r}`; it must be true or false")
-    if weight is not None and weight not in (0, 1):
-        raise RowRefused(f"message {number + 1} has `weight: {weight!r}`; only 0 and 1 are possible")
-    return train is not False and weight != 0
-
-
-def _tools(tools: Any) -> list[Any] | None:
-    if isinstance(tools, str):
-        tools = _from_json(tools, "`tools`") if tools.strip() else None
-    if not tools and tools in (None, [], {}):
-        return None
-    if not isinstance(tools, list) or not all(isinstance(tool, dict) for tool in tools):
-        raise RowRefused(f"`tools` is {_kind(tools)}, not a list of objects")
-    return tools
-
-
-def _template_args(template_args: Any) -> dict[str, Any]:
-    if template_args is None:
-        return {}
-    if not isinstance(template_args, dict):
-        raise RowRefused(f"`chat_template_kwargs` is {_kind(template_args)}, not an object")
-    return template_args
-
-
-def _from_json(text: str, what: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as fault:
-        raise RowRefused(f"{what} is text that is not JSON ({fault})") from fault
-
-
-def _kind(value: Any) -> str:
-    """The JSON word for a value's type, with its article."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "text",
-        bool: "a boolean",
-        int: "a number",
-        float: "a number",
-    }
-    return "null" if value is None else names.get(type(value), type(value).__name__)

@@ -1,24 +1,34 @@
-"""Which format a table has, read from the names of its columns.
+"""Which format a row has, read from the names of its columns, or as its data set says.
 
-A format is a file in `formats/` with `COLUMNS`, the columns it needs, `OPTIONAL`, those it can use, and
-`convert(record) -> Conversation`.
+A format is a file in `formats/` with
+
+    SHAPES    sets of columns, any of which make a row this format; the first one is the usual
+    NAMED     (if any) sets of columns that do only where the data set names the format
+    OPTIONAL  columns it can use besides
+    YIELDS    formats that win where a row has the columns of both
+    convert   (record, tags) -> Content; raises RowRefused
+
+Of several formats that fit, one whose columns are part of another's loses. If two are left, nobody can tell
+which is meant, and the row is refused. Columns that hold null count only where nothing else would fit.
 """
 
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property, lru_cache
 from typing import Any
 
 from luthier.data import formats
-from luthier.data.conversation import Conversation
+from luthier.data.content import Content
+from luthier.data.turns import Tags
+from luthier.data.values import listed
 from luthier.errors import DataError, RowRefused
 
-# Pictures that the text speaks of, or whether an answer is a good one: without them the row says something else.
-MEANINGFUL = frozenset(
-    {"image", "images", "video", "videos", "audio", "audios", "label", "chosen", "rejected"}
-)
+MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
+"""Pictures and sounds that the text speaks of: without them the row says something else."""
+MEANINGFUL = MEDIA | {"label", "kto_tag", "chosen", "rejected"}
+"""With these also whether an answer is a good one."""
 
 
 @dataclass(frozen=True)
@@ -26,27 +36,64 @@ class Format:
     """A file of `formats/`."""
 
     name: str
-    columns: tuple[str, ...]
+    shapes: tuple[tuple[str, ...], ...]
+    named: tuple[tuple[str, ...], ...]
     optional: tuple[str, ...]
-    converter: Callable[[dict[str, Any]], Conversation]
+    yields: tuple[str, ...]
+    converter: Callable[[dict[str, Any], Tags], Content]
 
-    def convert(self, record: dict[str, Any]) -> Conversation:
-        """The conversation of one row.
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns it usually has."""
+        return self.shapes[0]
+
+    @cached_property
+    def own(self) -> frozenset[str]:
+        """Every column it can use."""
+        return frozenset(self.optional).union(*self.shapes, *self.named)
+
+    def convert(self, record: dict[str, Any], tags: Tags | None = None) -> Content:
+        """What one row says.
 
         Raises:
             RowRefused: if a column is missing or what it holds cannot be used.
         """
-        missing = [column for column in self.columns if column not in record]
-        if missing:
-            raise RowRefused(f"the row has no `{missing[0]}`; its fields are {_listed(record)}")
-        own = {*self.columns, *self.optional}
-        for column in MEANINGFUL - own:
-            if record.get(column) not in (None, [], ""):
-                raise RowRefused(
-                    f"the row has `{column}`, which changes what it means and is not read yet; "
-                    "remove the column to train on the rest alone"
-                )
-        return self.converter(record)
+        if not self.fits(frozenset(record)):
+            nearest = min(self.shapes, key=lambda shape: sum(name not in record for name in shape))
+            missing = next(name for name in nearest if name not in record)
+            raise RowRefused(f"the row has no `{missing}`; its fields are {listed(record)}")
+        for column in self.strangers:
+            if column in record and record[column] not in (None, [], ""):
+                raise RowRefused(_meaningful(column, record[column]))
+        return self.converter(record, tags or Tags())
+
+    @cached_property
+    def strangers(self) -> tuple[str, ...]:
+        """Columns it cannot use that would change what a row means."""
+        return tuple(sorted(MEANINGFUL - self.own))
+
+    def shape_of(self, names: frozenset[str]) -> tuple[str, ...] | None:
+        """The largest of its shapes that these columns have."""
+        fitting = [shape for shape in self.shapes if names >= set(shape)]
+        return max(fitting, key=len) if fitting else None
+
+    @lru_cache(maxsize=4096)  # noqa: B019 - formats live as long as the program
+    def fits(self, names: frozenset[str]) -> bool:
+        """Whether columns of these names do where the data set names this format."""
+        return self.shape_of(names) is not None or any(names >= set(shape) for shape in self.named)
+
+
+def _meaningful(column: str, value: Any) -> str:
+    if column in MEDIA:
+        number = f" ({len(value)})" if isinstance(value, list) else ""
+        return (
+            f"the row has `{column}`{number}, which changes what it means and is not read yet: no model with eyes "
+            f'or ears is supported; give `columns: {{{column}: "-"}}` to train on the text alone'
+        )
+    return (
+        f"the row has `{column}`, which changes what it means and is not read in this format; "
+        f'give `columns: {{{column}: "-"}}` to train on the rest alone'
+    )
 
 
 @cache
@@ -54,23 +101,46 @@ def known_formats() -> tuple[Format, ...]:
     """Every format, by name."""
     names = sorted(module.name for module in pkgutil.iter_modules(formats.__path__))
     modules = [(name, importlib.import_module(f"{formats.__name__}.{name}")) for name in names]
-    return tuple(Format(name, m.COLUMNS, m.OPTIONAL, m.convert) for name, m in modules)
+    return tuple(
+        Format(name, m.SHAPES, getattr(m, "NAMED", ()), m.OPTIONAL, m.YIELDS, m.convert)
+        for name, m in modules
+    )
 
 
 def detect(record: dict[str, Any]) -> Format | None:
-    """The format whose columns a row has; None if none does.
+    """The format of a row; None if it has the columns of none.
 
     Raises:
-        DataError: if it has those of several formats, so that it is not clear which is meant.
+        RowRefused: if it has those of several formats, so that it is not clear which is meant.
     """
-    fitting = [format for format in known_formats() if all(column in record for column in format.columns)]
-    if len(fitting) > 1:
-        raise DataError(
-            "rows have the columns of several formats: "
-            + "; ".join(f"{format.name} ({', '.join(format.columns)})" for format in fitting)
-            + ". Remove the columns that are not meant"
+    filled = frozenset([name for name, value in record.items() if value is not None])
+    return detect_columns(filled) or detect_columns(frozenset(record))
+
+
+@lru_cache(maxsize=4096)
+def detect_columns(names: frozenset[str]) -> Format | None:
+    """The format that columns of these names make, as `detect` says."""
+    fitting = {
+        format: frozenset(shape)
+        for format in known_formats()
+        if (shape := format.shape_of(names)) is not None
+    }
+    left = [
+        format
+        for format, shape in fitting.items()
+        if not any(
+            shape < other or rival.name in format.yields
+            for rival, other in fitting.items()
+            if rival != format
         )
-    return fitting[0] if fitting else None
+    ]
+    if len(left) > 1:
+        raise RowRefused(
+            "rows have the columns of several formats: "
+            + "; ".join(f"{format.name} ({', '.join(format.shape_of(names) or ())})" for format in left)
+            + ". Say which one is meant with `format`, or remove the columns that are not"
+        )
+    return left[0] if left else None
 
 
 def detect_table(records: Iterable[dict[str, Any]], file: str) -> Format:
@@ -80,23 +150,31 @@ def detect_table(records: Iterable[dict[str, Any]], file: str) -> Format:
         DataError: if no row has the columns of a format, with what was found and what there is.
     """
     found: dict[str, None] = {}
+    unclear: DataError | None = None
     for record in records:
         try:
             if format := detect(record):
                 return format
-        except DataError as error:
-            raise DataError(f"{file}: {error}") from None
+        except RowRefused as refusal:
+            unclear = unclear or refusal
         found.update(dict.fromkeys(map(str, record)))
+    if unclear:
+        raise DataError(f"{file}: {unclear}") from None
+    raise DataError(f"{file}: {nothing_fits(found)}")
+
+
+def nothing_fits(found: Iterable[str]) -> str:
+    """What to say where no format has these columns."""
+    found = list(found)
     known = "\n".join(
         f"  {format.name}: {', '.join(format.columns)} (and, if wanted, {', '.join(format.optional)})"
+        if format.optional
+        else f"  {format.name}: {', '.join(format.columns)}"
         for format in known_formats()
     )
-    raise DataError(
-        f"{file}: no known format has the columns that were found: {_listed(found)}.\n"
-        f"Rename them to those of a format:\n{known}"
+    alone = set(found) >= {"role", "content"}
+    hint = "Each row is one message; write the messages of a conversation as one list in `messages`.\n"
+    return (
+        f"no known format has the columns that were found: {listed(found)}.\n{hint if alone else ''}"
+        f"Rename them to those of a format, or map them with `columns`:\n{known}"
     )
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = list(names)
-    return ", ".join(f"`{name}`" for name in names[:20]) + (", …" if len(names) > 20 else "") or "none"

@@ -1,1 +1,1 @@
-"""Formats of data, one file each: `COLUMNS`, `OPTIONAL` and `convert(record) -> Conversation` (see `detect.py`)."""
+"""Formats of data, one file each (see `detect.py`): what the columns are called and what a row of them says."""

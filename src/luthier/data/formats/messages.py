@@ -2,12 +2,17 @@
 
 from typing import Any
 
-from luthier.data.conversation import Conversation, conversation_from
+from luthier.data.content import Conversation, Prompt
+from luthier.data.dialogue import CHAT_COLUMNS, conversation_or_prompt
+from luthier.data.turns import Tags, read_turns
 
-COLUMNS = ("messages",)
-OPTIONAL = ("tools", "chat_template_kwargs")
+SHAPES = (("messages",),)
+OPTIONAL = CHAT_COLUMNS
+YIELDS = ()
 
 
-def convert(record: dict[str, Any]) -> Conversation:
-    """The conversation of a row; `chat_template_kwargs` are variables for the template. Raises RowRefused."""
-    return conversation_from(record["messages"], record.get("tools"), record.get("chat_template_kwargs"))
+def convert(record: dict[str, Any], tags: Tags) -> Conversation | Prompt:
+    """The conversation of a row, or the question if nobody answers. Raises RowRefused."""
+    return conversation_or_prompt(
+        read_turns(record["messages"], tags, "messages", sharegpt=False), record, "messages"
+    )

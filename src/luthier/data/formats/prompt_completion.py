@@ -2,28 +2,19 @@
 
 from typing import Any
 
-from luthier.data.conversation import Conversation, conversation_from
-from luthier.errors import RowRefused
+from luthier.data.content import Conversation
+from luthier.data.dialogue import CHAT_COLUMNS, conversation_of, with_system
+from luthier.data.turns import Tags, one_or_more_turns
 
-COLUMNS = ("prompt", "completion")
-OPTIONAL = ("tools", "chat_template_kwargs")
+SHAPES = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
+OPTIONAL = CHAT_COLUMNS
+YIELDS = ()
 
 
-def convert(record: dict[str, Any]) -> Conversation:
+def convert(record: dict[str, Any], tags: Tags) -> Conversation:
     """One question and its answer, or the messages of both joined. Raises RowRefused."""
-    prompt = _messages(record["prompt"], "prompt", "user")
-    completion = _messages(record["completion"], "completion", "assistant")
-    learn = [False] * len(prompt) + [True] * len(completion)
-    return conversation_from(
-        prompt + completion, record.get("tools"), record.get("chat_template_kwargs"), learn
-    )
-
-
-def _messages(value: Any, column: str, role: str) -> list[Any]:
-    if isinstance(value, str):
-        return [{"role": role, "content": value}]
-    if not isinstance(value, list):
-        raise RowRefused(f"`{column}` is neither text nor a list of messages")
-    if not value:
-        raise RowRefused(f"`{column}` is an empty list")
-    return value
+    question, answer = next(shape for shape in SHAPES if all(name in record for name in shape))
+    prompt = with_system(one_or_more_turns(record[question], tags, question, "user"), record)
+    completion = one_or_more_turns(record[answer], tags, answer, "assistant")
+    earlier = [float(not (isinstance(m, dict) and m.get("role") == "assistant")) for m in prompt]
+    return conversation_of([*prompt, *completion], record, [*earlier, *[1.0] * len(completion)])

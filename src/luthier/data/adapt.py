@@ -1,0 +1,132 @@
+"""What a method learns from, made out of what a row says.
+
+Supervised fine-tuning reads conversations: of a preference pair it learns the chosen answer, of a ranking the
+best one. Nothing is made up: a row that lacks what a method needs is refused, one that would teach the wrong
+thing is set aside.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from luthier.data.content import Answers, Content, Conversation, Prompt, Steps, kind_of
+from luthier.data.conversation import NO_ANSWER
+from luthier.data.notes import Notes
+from luthier.errors import RowRefused, SetAside
+
+IMITATED = ("conversation", "text", "tokens", "pieces")
+"""Kinds that are learned as they stand; a method that reads conversations takes all of them."""
+WANTED = ("conversation", "answers", "pair", "label", "ranking", "steps", "prompt")
+"""What a method can ask for. `pair`, `label` and `ranking` are answers that are judged in this way."""
+_NAMES = {
+    "conversation": "a conversation",
+    "text": "plain text",
+    "tokens": "token ids",
+    "pieces": "pieces of text",
+    "answers": "answers that are judged",
+    "steps": "an answer in steps",
+    "prompt": "a prompt without an answer",
+}
+
+
+def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str = "") -> Content:
+    """The content that a method learns from.
+
+    Args:
+        content: what the row says.
+        wanted: what the method reads, one of `WANTED`.
+        notes: takes what should be told about the choice made.
+        where: `file:line` of the row, for the notes.
+
+    Raises:
+        RowRefused: if the row lacks what the method needs.
+        SetAside: if it has it, but should not be learned from.
+    """
+    assert wanted in WANTED, f"{wanted} is one of {WANTED}"
+
+    def note(what: str) -> None:
+        if notes is not None:
+            notes.add(what, where)
+
+    if wanted == "conversation" and kind_of(content) in IMITATED:
+        return content
+    if kind_of(content) == wanted or (isinstance(content, Answers) and content.judged == wanted):
+        return content
+    if wanted == "conversation":
+        return _to_imitate(content, note)
+    if wanted == "prompt":
+        return _to_ask(content, note)
+    if isinstance(content, Answers) and wanted in ("answers", "pair", "label"):
+        return _judged_as(content, wanted, note)
+    raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs {_needed(wanted)}")
+
+
+def _needed(wanted: str) -> str:
+    return {
+        "answers": "answers that are judged, such as `chosen` and `rejected`",
+        "pair": "a better and a worse answer, such as `chosen` and `rejected`",
+        "label": "an answer with a `label` that says whether it is good",
+        "ranking": "a list of answers with `scores` or `ranks`",
+        "steps": "an answer in steps: `prompt`, `completions` and `labels`",
+    }[wanted]
+
+
+def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
+    if isinstance(content, Answers):
+        if content.judged == "label":
+            if not content.facts["label"][0]:
+                raise SetAside("the answer is labelled as a bad one, and the method imitates answers")
+            note("have a `label`: the method imitates answers, so only those labelled as good are learned")
+        elif content.judged == "pair":
+            note("are preferences: the method imitates answers, so only the chosen one is learned")
+        else:
+            note("are rankings: the method imitates answers, so only the best one is learned")
+        return content.conversation(0)
+    if isinstance(content, Steps):
+        if not all(content.labels):
+            raise SetAside("a step of the answer is labelled as wrong, and the method imitates answers")
+        note(
+            "are answers in steps: the method imitates answers, so the steps are joined, where all are right"
+        )
+        answer = {"role": "assistant", "content": "\n".join(content.steps)}
+        return Conversation([*content.context, answer], weights=(*[0.0] * len(content.context), 1.0))
+    assert isinstance(content, Prompt), "every other kind is imitated as it is"
+    raise RowRefused(NO_ANSWER)
+
+
+def _to_ask(content: Content, note: Callable[[str], None]) -> Prompt:
+    if isinstance(content, Answers):
+        note("are answers that are judged: the method answers itself, so only what was asked is used")
+        return Prompt(content.context, {}, content.tools, content.template_args)
+    if isinstance(content, Steps):
+        note("are answers in steps: the method answers itself, so only what was asked is used")
+        return Prompt(content.context)
+    if not isinstance(content, Conversation):
+        raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs a prompt to answer")
+    last = max(i for i, message in enumerate(content.messages) if message["role"] == "assistant")
+    if not last:
+        raise RowRefused("nothing stands before the answer, so there is no prompt")
+    note("are conversations: the method answers itself, so what is before the last answer is the prompt")
+    columns: dict[str, Any] = {"answer": content.messages[last].get("content")}
+    return Prompt(tuple(content.messages[:last]), columns, content.tools, content.template_args)
+
+
+def _judged_as(content: Answers, wanted: str, note: Callable[[str], None]) -> Answers:
+    if wanted == "answers":
+        return content
+    if wanted == "pair" and content.judged == "ranking":
+        values = next(iter(content.facts.values()), ())
+        if values and values[0] == values[-1]:
+            raise SetAside("the best and the worst answer have the same score, so there is nothing to prefer")
+        note("are rankings: the method compares two answers, so the best and the worst are used")
+        facts = {name: (own[0], own[-1]) for name, own in content.facts.items()}
+        return _with(content, (content.answers[0], content.answers[-1]), "pair", facts)
+    if wanted == "label" and content.judged == "pair":
+        note("are preferences: the method judges answers one by one, so the chosen one is a good one")
+        return _with(content, content.answers, "label", {**content.facts, "label": (1.0, 0.0)})
+    raise RowRefused(
+        f"the row's answers are judged by a {content.judged}; the method needs {_needed(wanted)}"
+    )
+
+
+def _with(content: Answers, answers: Any, judged: Any, facts: dict[str, tuple[float, ...]]) -> Answers:
+    return Answers(content.context, answers, judged, facts, content.tools, content.template_args)

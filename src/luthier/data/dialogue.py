@@ -1,0 +1,98 @@
+"""What formats that hold conversations have in common: system prompts, tools, and questions without an answer."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from luthier.data.calls import checked_tools, wrapped_tools
+from luthier.data.content import Conversation, Prompt
+from luthier.data.conversation import checked_messages, checked_template_args, conversation_from
+from luthier.data.values import from_json, in_words
+from luthier.errors import RowRefused
+
+CHAT_COLUMNS = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs")
+"""Columns that any conversation may have besides its messages."""
+INSTRUCTION_COLUMNS = ("input", "context", "history", *CHAT_COLUMNS)
+"""Columns that go with an `instruction`."""
+
+
+def conversation_of(
+    turns: list[Any], record: dict[str, Any], weights: Sequence[float] | None = None
+) -> Conversation:
+    """A checked conversation with the tools and variables of its row. Raises RowRefused."""
+    return conversation_from(turns, tools_of(record), record.get("chat_template_kwargs"), weights)
+
+
+def prompt_of(turns: list[Any], record: dict[str, Any], column: str) -> Prompt:
+    """A question that nobody answers, with every other column of its row. Raises RowRefused."""
+    messages, _ = checked_messages(turns)
+    rest = {name: value for name, value in record.items() if name != column}
+    arguments = checked_template_args(record.get("chat_template_kwargs"))
+    return Prompt(tuple(messages), rest, checked_tools(tools_of(record)), arguments)
+
+
+def conversation_or_prompt(turns: list[Any], record: dict[str, Any], column: str) -> Conversation | Prompt:
+    """A conversation; a prompt if there is nothing of an assistant in it. Raises RowRefused."""
+    turns = with_system(turns, record)
+    if any(isinstance(turn, dict) and turn.get("role") == "assistant" for turn in turns):
+        return conversation_of(turns, record)
+    return prompt_of(turns, record, column)
+
+
+def tools_of(record: dict[str, Any]) -> Any:
+    """The tools of a row: `tools`, or `functions` as they were called before."""
+    if record.get("functions") and not record.get("tools"):
+        return wrapped_tools(record["functions"])
+    return record.get("tools")
+
+
+def with_system(turns: list[Any], record: dict[str, Any]) -> list[Any]:
+    """The messages with the row's own system prompt in front.
+
+    Raises:
+        RowRefused: if it is not text, or a system message says something else.
+    """
+    column = "system" if record.get("system") else "system_prompt"
+    system = record.get(column)
+    if not system:
+        return turns
+    if not isinstance(system, str):
+        raise RowRefused(f"`{column}` is {in_words(system)}, not text")
+    first = turns[0] if turns and isinstance(turns[0], dict) else {}
+    if first.get("role") != "system":
+        return [{"role": "system", "content": system}, *turns]
+    if first.get("content") != system:
+        raise RowRefused(f"`{column}` and the system message of the conversation say different things")
+    return turns
+
+
+def instruction_turns(record: dict[str, Any]) -> list[Any]:
+    """An Alpaca row up to its last question: system prompt, history, instruction and input. Raises RowRefused."""
+    parts = [_text_or_nothing(record, "instruction")]
+    parts += [_text_or_nothing(record, name) for name in ("input", "context") if record.get(name)]
+    question = "\n".join(part for part in parts if part)
+    if not question:
+        raise RowRefused("`instruction` and `input` are both empty, so nothing is asked")
+    turns = [*_history(record.get("history")), {"role": "user", "content": question}]
+    return with_system(turns, record)
+
+
+def _text_or_nothing(record: dict[str, Any], column: str) -> str:
+    value = record.get(column)
+    if not isinstance(value, str | None):
+        raise RowRefused(f"`{column}` is {in_words(value)}, not text")
+    return value or ""
+
+
+def _history(history: Any) -> list[Any]:
+    if isinstance(history, str) and history.strip():
+        history = from_json(history, "`history`")
+    if not history:
+        return []
+    if not isinstance(history, list):
+        raise RowRefused(f"`history` is {in_words(history)}, not a list of [question, answer]")
+    turns = []
+    for number, pair in enumerate(history, start=1):
+        if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
+            raise RowRefused(f"exchange {number} of `history` is not a list of a question and its answer")
+        turns += [{"role": "user", "content": pair[0]}, {"role": "assistant", "content": pair[1]}]
+    return turns

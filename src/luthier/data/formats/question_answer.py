@@ -1,0 +1,19 @@
+"""Rows of a question and its answer, as in GSM8K: `{"question": …, "answer": …}`."""
+
+from typing import Any
+
+from luthier.data.content import Conversation
+from luthier.data.dialogue import CHAT_COLUMNS, conversation_of, with_system
+from luthier.data.turns import Tags
+from luthier.data.values import text_in
+
+SHAPES = (("question", "answer"), ("question", "response"))
+OPTIONAL = CHAT_COLUMNS
+YIELDS = ()
+
+
+def convert(record: dict[str, Any], tags: Tags) -> Conversation:
+    """The question as the user's message and the answer as the assistant's. Raises RowRefused."""
+    answer = next(name for name in ("answer", "response") if name in record)
+    asked = with_system([{"role": "user", "content": text_in(record, "question")}], record)
+    return conversation_of([*asked, {"role": "assistant", "content": text_in(record, answer)}], record)

@@ -1,0 +1,61 @@
+"""Rows that were tokenised elsewhere: `{"input_ids": […], "labels": […], "attention_mask": […]}`.
+
+`labels` repeats the ids, with -100 where a token is not learned; it is not shifted. Tokens whose
+`attention_mask` is 0 are padding and are left out.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from luthier.data.content import TokenIds
+from luthier.data.turns import Tags
+from luthier.data.values import in_words
+from luthier.errors import RowRefused
+
+IGNORED = -100
+SHAPES = (("input_ids",),)
+OPTIONAL = ("labels", "attention_mask", "token_type_ids", "position_ids", "length")
+YIELDS = ()
+
+
+def convert(record: dict[str, Any], tags: Tags) -> TokenIds:
+    """The ids and the weight of each one. Raises RowRefused."""
+    ids = _whole_numbers(record["input_ids"], "input_ids")
+    if len(ids) and ids.min() < 0:
+        at = int(np.argmax(ids < 0))
+        raise RowRefused(f"`input_ids` holds {ids[at]} at position {at + 1}; ids are 0 or more")
+    shown = _same_length(record, "attention_mask", ids)
+    labels = _same_length(record, "labels", ids)
+    weights = np.ones(len(ids), np.float32) if labels is None else (labels != IGNORED).astype(np.float32)
+    if labels is not None and (other := (labels != IGNORED) & (labels != ids)).any():
+        at = int(np.argmax(other))
+        raise RowRefused(
+            f"`labels` has {labels[at]} where `input_ids` has {ids[at]} (position {at + 1}); it must have the same "
+            "ids, not shifted, or -100"
+        )
+    keep = np.ones(len(ids), bool) if shown is None else shown != 0
+    if not weights[keep].any():
+        raise RowRefused("all targets masked: no id of `input_ids` is to be learned")
+    return TokenIds(ids[keep].astype(np.int32), weights[keep])
+
+
+def _same_length(record: dict[str, Any], column: str, ids: NDArray[np.int64]) -> NDArray[np.int64] | None:
+    if record.get(column) is None:
+        return None
+    values = _whole_numbers(record[column], column)
+    if len(values) != len(ids):
+        raise RowRefused(f"`{column}` has {len(values)} values, `input_ids` has {len(ids)}")
+    return values
+
+
+def _whole_numbers(values: Any, column: str) -> NDArray[np.int64]:
+    if not isinstance(values, list):
+        raise RowRefused(f"`{column}` is {in_words(values)}, not a list of whole numbers")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise RowRefused(f"`{column}` holds {in_words(value)} at position {number}, not a whole number")
+        if abs(value) >= 2**31:
+            raise RowRefused(f"`{column}` holds a number that is too large at position {number}")
+    return np.array(values, dtype=np.int64)
