@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.data.chat import ChatTemplate
 from luthier.data.conversation import conversation_from
+from luthier.data.learn import lesson_of
 from luthier.data.overlong import exchanges, without_oldest
 from luthier.errors import RowRefused
 
@@ -57,11 +58,12 @@ def test_the_longest_end_that_fits_is_kept_with_the_system_message(
             with pytest.raises(
                 RowRefused, match=f"longer than {limit} tokens, and so is its last exchange alone"
             ):
-                without_oldest(conversation, limit, template.encode)
+                without_oldest(lesson_of(conversation), limit, template.encode)
             continue
-        encoded, removed = without_oldest(conversation, limit, template.encode)
-        assert removed == min(fitting)
-        assert encoded.text == template.encode(ends[removed]).text
+        shortened = without_oldest(lesson_of(conversation), limit, template.encode)
+        (encoded,) = shortened.parts
+        assert shortened.what == f"its {min(fitting)} oldest exchanges are left out"
+        assert encoded.text == template.encode(ends[min(fitting)]).text
         assert len(encoded.ids) <= limit and encoded.targets.any()
 
 
@@ -72,4 +74,4 @@ def test_what_is_left_has_something_to_learn(tokenizer: PreTrainedTokenizerFast)
     conversation = conversation_from(rows)
     limit = len(template.encode(conversation).ids) - 1
     with pytest.raises(RowRefused, match="so is its last exchange alone"):
-        without_oldest(conversation, limit, template.encode)  # only the first exchange is learned
+        without_oldest(lesson_of(conversation), limit, template.encode)  # only the first exchange is learned

@@ -19,16 +19,17 @@ from numpy.typing import NDArray
 
 from luthier.data.conversation import Conversation, Message, describe
 from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, reasoning_of, twin
+from luthier.data.learn import Lesson, lesson_of
 from luthier.data.probe import Literals, ask
-from luthier.data.spans import Endings, assistant_spans
+from luthier.data.spans import Endings, learned_spans, refuse_lost
 from luthier.data.template import RESERVED, TemplateProgram
 from luthier.data.tokens import (
-    Span,
     TokenEncoder,
     Tokens,
+    WeightedSpan,
     any_of,
     last_learned,
-    mark_targets,
+    mark_weights,
     merged_spans,
 )
 from luthier.errors import DataError, RowRefused
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _REASONING_TAGS = frozenset({"<think>", "</think>"})
+THINKING_SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning")
 _INLINE_REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
@@ -45,20 +47,25 @@ class Rendered:
     """A conversation as text, with the character spans of what is to be learned."""
 
     text: str
-    spans: list[Span]
+    spans: list[WeightedSpan]
     left_out: int = 0
     """Earlier answers whose reasoning the template leaves out, as it will when the model is used."""
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A conversation as token ids; `targets` is true where the token is learned."""
+    """A conversation as token ids, with the weight of each of them as a target; 0 where it is not learned."""
 
     ids: NDArray[np.int32]
-    targets: NDArray[np.bool_]
+    weights: NDArray[np.float32]
     text: str
     left_out: int = 0
     """Earlier answers whose reasoning the template leaves out."""
+
+    @cached_property
+    def targets(self) -> NDArray[np.bool_]:
+        """True where the token is learned."""
+        return self.weights > 0
 
 
 class ChatTemplate:
@@ -82,13 +89,18 @@ class ChatTemplate:
     ):
         self.tokenizer = tokenizer
         self.template_args = dict(template_args or {})
+        self._given = source
         plain, with_tools = _sources(tokenizer, source)
         self._program = TemplateProgram(plain)
         self._tool_program = self._program if with_tools == plain else TemplateProgram(with_tools)
-        self._encoder = TokenEncoder(tokenizer)
+        self.encoder = TokenEncoder(tokenizer)
         self._literals: dict[tuple[bool, str], Literals] = {}
-        self._added = [token for token in self._encoder.added if not token.isspace()]
+        self._added = [token for token in self.encoder.added if not token.isspace()]
         self._endings = Endings(any_of(self._added), _text_of(tokenizer.eos_token))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Other processes are sent what it was made from."""
+        return ChatTemplate, (self.tokenizer, self._given, self.template_args)
 
     @cached_property
     def _main(self) -> Literals:
@@ -102,7 +114,7 @@ class ChatTemplate:
     def _control(self) -> re.Pattern[str]:
         """Finds the tokens that no row may contain: special ones, and others that the template writes."""
         written = self._main.text + self._main.generation
-        control = {token for token in self._added if self._encoder.added[token] or token in written}
+        control = {token for token in self._added if self.encoder.added[token] or token in written}
         return any_of(control - _REASONING_TAGS)
 
     @property
@@ -120,13 +132,14 @@ class ChatTemplate:
         """Whether an answer ends with a token of its own. If not, the model does not learn when to stop."""
         return not self._main.in_loop or bool(self._endings.tokens.search(self._main.ending))
 
-    def render(self, conversation: Conversation) -> Rendered:
-        """The text of a conversation and the spans to learn.
+    def render(self, what: Conversation | Lesson) -> Rendered:
+        """The text of a conversation and the spans to learn: the assistant's answers, if nothing else is said.
 
         Raises:
             RowRefused: if the template refuses it, or what is to be learned is not certain.
         """
-        messages = conversation.messages
+        lesson = what if isinstance(what, Lesson) else lesson_of(what)
+        conversation, messages = lesson.conversation, lesson.conversation.messages
         self._refuse_control(conversation)
         program = self._program_for(conversation.tools)
         literals = self._literals_for(program, self._arguments(conversation.template_args))
@@ -134,23 +147,36 @@ class ChatTemplate:
         variables = self._variables(conversation.tools, conversation.template_args)
         marked = program.render_marked(adapt(messages, literals.form), variables)
         # The twin's text is never used, so there is nothing to check in it.
-        around = program.render_marked(adapt(twin(messages), literals.form), variables, check=False)
-        learned = [conversation.learns(number) for number in range(len(messages))]
-        spans = assistant_spans(messages, learned, marked, around, literals, self._endings)
+        double = adapt(twin(messages, lesson.weights), literals.form)
+        around = program.render_marked(double, variables, check=False)
+        spans = learned_spans(lesson, marked, around, literals, self._endings)
         if conversation.tools:
             without = program.render(adapt(messages, literals.form), {**variables, "tools": None})
             _refuse_unseen_tools(conversation.tools, marked.text, without)
         return Rendered(marked.text, spans, _left_out(messages, marked.text))
 
-    def encode(self, conversation: Conversation) -> Encoded:
+    def encode(self, what: Conversation | Lesson) -> Encoded:
         """The tokens of a conversation and which of them are targets. Raises RowRefused as `render` does."""
-        rendered = self.render(conversation)
-        return _encoded(self._encoder.encode(rendered.text), rendered)
+        rendered = self.render(what)
+        return self.encoded(self.encoder.encode(rendered.text), rendered)
+
+    def encoded(self, tokens: Tokens, rendered: Rendered) -> Encoded:
+        """A rendered conversation with the tokens of its text. Raises RowRefused if nothing in it is learned."""
+        weights = mark_weights(tokens, rendered.spans)
+        if not weights.any():
+            raise RowRefused("all targets masked: no token of this row is to be learned")
+        return Encoded(tokens.ids, weights, rendered.text, rendered.left_out)
 
     def encode_rendered(self, rendered: Sequence[Rendered]) -> list[Encoded | RowRefused]:
         """The tokens of many rendered conversations at once, or the reason why one has none."""
-        tokens = self._encoder.encode_batch([one.text for one in rendered])
-        return [_encoded_or_refusal(one, text) for one, text in zip(tokens, rendered, strict=True)]
+        tokens = self.encoder.encode_batch([one.text for one in rendered])
+        return [self._encoded_or_refusal(one, text) for one, text in zip(tokens, rendered, strict=True)]
+
+    def _encoded_or_refusal(self, tokens: Tokens, rendered: Rendered) -> Encoded | RowRefused:
+        try:
+            return self.encoded(tokens, rendered)
+        except RowRefused as refusal:
+            return refusal
 
     def prompt_ids(
         self,
@@ -159,7 +185,7 @@ class ChatTemplate:
         template_args: dict[str, Any] | None = None,
     ) -> list[int]:
         """The ids after which the model writes the next answer, as it saw them in training."""
-        return self._encoder.encode(self.prompt_text(messages, tools, template_args)).ids.tolist()
+        return self.encoder.encode(self.prompt_text(messages, tools, template_args)).ids.tolist()
 
     def prompt_text(
         self,
@@ -177,13 +203,44 @@ class ChatTemplate:
             adapt(messages, form), {**self._variables(tools, own), "add_generation_prompt": True}
         )
 
+    def checked_prompt(self, conversation: Conversation) -> str:
+        """The text of a conversation with the generation prompt, checked as a training row is.
+
+        Raises:
+            RowRefused: if the template refuses it or leaves out a message or a tool.
+        """
+        self._refuse_control(conversation)
+        tools, own = conversation.tools, conversation.template_args
+        program, literals = (
+            self._program_for(tools),
+            self._literals_for(self._program_for(tools), self._arguments(own)),
+        )
+        variables = {**self._variables(tools, own), "add_generation_prompt": True}
+        marked = program.render_marked(adapt(conversation.messages, literals.form), variables)
+        refuse_lost(conversation.messages, marked)
+        if tools:
+            without = program.render(
+                adapt(conversation.messages, literals.form), {**variables, "tools": None}
+            )
+            _refuse_unseen_tools(tools, marked.text, without)
+        return marked.text
+
+    def thinking_switches(self, thinking: bool | None) -> dict[str, Any]:
+        """The variables that tell this template to write answers with or without thinking; it may have none."""
+        if thinking is None:
+            return {}
+        names = self._program.variables & set(THINKING_SWITCHES)
+        return {
+            name: thinking for name in THINKING_SWITCHES if name in names and name not in self.template_args
+        }
+
     def prompt_ids_of(self, encoded: Encoded) -> list[int]:
         """The ids before the last answer of a training row, with all the template wrote in front of it."""
         return encoded.ids[: last_learned(encoded.targets).start].tolist()
 
     def pieces(self, encoded: Encoded) -> list[tuple[str, bool]]:
         """The text of a row in pieces, each with whether it is learned, to show it to people."""
-        offsets = self._encoder.encode(encoded.text).offsets
+        offsets = self.encoder.encode(encoded.text).offsets
         learned = [offsets[i] for i in np.flatnonzero(encoded.targets)]
         result: list[tuple[str, bool]] = []
         done = 0
@@ -250,20 +307,6 @@ def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[
 
 def _text_of(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
-
-
-def _encoded(tokens: Tokens, rendered: Rendered) -> Encoded:
-    targets = mark_targets(tokens, rendered.spans)
-    if not targets.any():
-        raise RowRefused("all targets masked: no token of this row is to be learned")
-    return Encoded(tokens.ids, targets, rendered.text, rendered.left_out)
-
-
-def _encoded_or_refusal(tokens: Tokens, rendered: Rendered) -> Encoded | RowRefused:
-    try:
-        return _encoded(tokens, rendered)
-    except RowRefused as refusal:
-        return refusal
 
 
 def _refuse_texts(value: Any, place: str, control: re.Pattern[str]) -> None:

@@ -74,17 +74,19 @@ def call_sentinel(number: int) -> str:
     return f"{_BEFORE}{2 * number + 1:06d}{_AFTER}"
 
 
-def twin(messages: Sequence[Message]) -> list[Message]:
-    """The same conversation, but texts of assistant and tools are sentinels and the reasoning is gone.
+def twin(messages: Sequence[Message], weights: Sequence[float]) -> list[Message]:
+    """The same conversation, but texts of assistant, tools and whatever is learned are sentinels and the
+    reasoning is gone.
 
     What the template writes around the sentinels is the template's own.
     """
-    return [_twin(message, number) for number, message in enumerate(messages)]
+    return [
+        _twin(message, number) if message["role"] in ("assistant", "tool") or weights[number] else message
+        for number, message in enumerate(messages)
+    ]
 
 
 def _twin(message: Message, number: int) -> Message:
-    if message["role"] not in ("assistant", "tool"):
-        return message
     result = {key: value for key, value in message.items() if key not in REASONING_FIELDS}
     result["content"] = content_sentinel(number)
     if result.get("tool_calls"):

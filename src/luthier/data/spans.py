@@ -18,9 +18,10 @@ from dataclasses import dataclass
 
 from luthier.data.conversation import Message, describe
 from luthier.data.form import SENTINEL, call_sentinel, content_sentinel, reasoning_of
+from luthier.data.learn import Lesson
 from luthier.data.probe import Literals, common_start, split_at_sentinel
 from luthier.data.template import Marked, Region
-from luthier.data.tokens import Span
+from luthier.data.tokens import Span, WeightedSpan
 from luthier.errors import RowRefused
 
 
@@ -41,34 +42,48 @@ class Endings:
         return found[-1].end() if found else len(suffix)
 
 
-def assistant_spans(
-    messages: Sequence[Message],
-    learned: Sequence[bool],
-    marked: Marked,
-    twin: Marked,
-    literals: Literals,
-    endings: Endings,
-) -> list[Span]:
-    """The character spans of the answers to learn, end of turn included.
+def learned_spans(
+    lesson: Lesson, marked: Marked, twin: Marked, literals: Literals, endings: Endings
+) -> list[WeightedSpan]:
+    """The character spans of what is to be learned, ends of turns included, each with its weight.
 
-    `messages` are as in the row; `marked` is their text and `twin` that of their twin.
+    `marked` is the text of the lesson's messages and `twin` that of their twin.
 
     Raises:
         RowRefused: if a message left no trace, or its part of the text is not certain.
     """
-    _refuse_lost(messages, marked)
+    messages, weights = lesson.conversation.messages, lesson.weights
+    refuse_lost(messages, marked)
+    if lesson.everything and all(weight == 1 for weight in weights):
+        return [(0, len(marked.text), 1.0)]
     if not literals.in_loop:
-        return _generation_spans(messages, learned, marked, endings)
+        return _generation_spans(lesson, marked, endings)
+    if lesson.everything:
+        return _whole(lesson, marked)
     spans = []
     for number, message in enumerate(messages):
-        if message["role"] != "assistant":
+        if message["role"] != "assistant" and not weights[number]:
             continue
         place = describe(messages, number)
         region = _region(marked, number, place)
         _refuse_moved(message, number, twin, place)
-        if learned[number]:
-            spans.append(_span(marked, region, message, number, twin, literals, endings, place))
+        if weights[number]:
+            start, end = _span(marked, region, message, number, twin, literals, endings, place)
+            spans.append((start, end, weights[number]))
     return spans
+
+
+def _whole(lesson: Lesson, marked: Marked) -> list[WeightedSpan]:
+    """All of the text, with the regions of messages that have a weight of their own at that weight."""
+    messages, weights = lesson.conversation.messages, lesson.weights
+    own = [number for number, weight in enumerate(weights) if weight != 1]
+    regions = [_region(marked, number, describe(messages, number)) for number in own]
+    spans: list[WeightedSpan] = []
+    done = 0
+    for region in sorted(regions, key=lambda region: region.start):
+        spans += [(done, region.start, 1.0), (region.start, region.end, weights[region.message])]
+        done = region.end
+    return [*spans, (done, len(marked.text), 1.0)]
 
 
 def _span(
@@ -85,8 +100,12 @@ def _span(
     content, call = content_sentinel(number), call_sentinel(number)
     around_content = split_at_sentinel(twin, number, content)
     around_all = split_at_sentinel(twin, number, content, call)
-    headers = (around_content[0],) if around_content else literals.headers
-    header = _header(text, headers, literals.generation, bare=not _says_anything(message))
+    if message["role"] != "assistant":
+        before = around_content[0] if around_content else None
+        header = before if before is not None and text.startswith(before) else None
+    else:
+        headers = (around_content[0],) if around_content else literals.headers
+        header = _header(text, headers, literals.generation, bare=not _says_anything(message))
     if header is None:
         raise RowRefused(
             f"where the answer of {place} begins is not certain: the template starts it in its own way"
@@ -162,7 +181,7 @@ def _refuse_moved(message: Message, number: int, twin: Marked, place: str) -> No
             raise RowRefused(f"the template writes the {what} of {place} outside of its turn too")
 
 
-def _refuse_lost(messages: Sequence[Message], marked: Marked) -> None:
+def refuse_lost(messages: Sequence[Message], marked: Marked) -> None:
     """Refuses a conversation of which a message that is not the assistant's left no trace in the text."""
     for number, message in enumerate(messages):
         content = (message.get("content") or "").strip()
@@ -173,10 +192,15 @@ def _refuse_lost(messages: Sequence[Message], marked: Marked) -> None:
             raise RowRefused(f"the template does not render {describe(messages, number)}")
 
 
-def _generation_spans(
-    messages: Sequence[Message], learned: Sequence[bool], marked: Marked, endings: Endings
-) -> list[Span]:
+def _generation_spans(lesson: Lesson, marked: Marked, endings: Endings) -> list[WeightedSpan]:
     """The template's own `{% generation %}` blocks, one for each assistant message, up to the end of turn."""
+    messages, weights = lesson.conversation.messages, lesson.weights
+    others = [i for i, message in enumerate(messages) if message["role"] != "assistant" and weights[i]]
+    if others or lesson.everything:
+        raise RowRefused(
+            f"where {describe(messages, (others or [0])[0])} stands is not certain: the template only says where "
+            "answers stand"
+        )
     assistants = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
     if len(assistants) != len(marked.generations):
         raise RowRefused(
@@ -186,6 +210,6 @@ def _generation_spans(
     spans = []
     for number, (start, end) in zip(assistants, marked.generations, strict=True):
         suffix = _tail(marked.text[start:end], endings)
-        if learned[number] and end > start:
-            spans.append((start, end - len(suffix) + endings.length(suffix)))
+        if weights[number] and end > start:
+            spans.append((start, end - len(suffix) + endings.length(suffix), weights[number]))
     return spans

@@ -20,6 +20,7 @@ from typing import Any
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
@@ -81,6 +82,8 @@ class TemplateProgram:
                 f"the chat template is not valid Jinja: {fault.message} (line {fault.lineno}); "
                 "correct it or give another file in data.template"
             ) from fault
+        self.variables = frozenset(jinja2.meta.find_undeclared_variables(tree))
+        """Names that the template reads and does not set itself."""
         _instrument(tree)
         self._marked = environment.from_string(tree)
 

@@ -8,6 +8,7 @@ post-processor: with `add_special_tokens=False` that adds nothing, but it hides 
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 Span = tuple[int, int]
+WeightedSpan = tuple[int, int, float]
+"""First character, end, and how much each token in between counts."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,22 @@ class TokenEncoder:
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [self._tokens(text, one.ids, one.offsets) for text, one in zip(texts, encodings, strict=True)]
 
+    def token_ends(self, text: str) -> list[int]:
+        """The characters at which the tokens of a text end, in order."""
+        return self.encode(text).offsets[:, 1].tolist()
+
+    def pieces(self, ids: NDArray[np.int32], weights: NDArray[np.float32]) -> list[tuple[str, bool]]:
+        """Ids as text in pieces, each with whether it is learned, to show them to people."""
+        edges = [0, *(np.flatnonzero(np.diff(weights > 0)) + 1).tolist(), len(ids)]
+        return [
+            (
+                self._tokenizer.decode(ids[start:end].tolist(), skip_special_tokens=False),
+                bool(weights[start] > 0),
+            )
+            for start, end in pairwise(edges)
+            if end > start
+        ]
+
     def _tokens(self, text: str, ids: list[int], offsets: list[Span]) -> Tokens:
         array = np.array(ids, dtype=np.int32)
         spans = np.array(offsets, dtype=np.int64).reshape(len(ids), 2)
@@ -73,6 +92,19 @@ class TokenEncoder:
             piece = text[start:end]
             spans[index] = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
         return Tokens(text, array, spans)
+
+
+def mark_weights(tokens: Tokens, spans: Sequence[WeightedSpan]) -> NDArray[np.float32]:
+    """The weight of each token: that of the span it lies in, 0 outside. Spans of different weights do not overlap.
+
+    Raises:
+        RowRefused: if a token lies across an edge, naming it and its two sides.
+    """
+    weights = np.zeros(len(tokens.ids), dtype=np.float32)
+    for weight in sorted({span[2] for span in spans if span[2] > 0}):
+        own = [(start, end) for start, end, its in spans if its == weight]
+        weights[mark_targets(tokens, own)] = weight
+    return weights
 
 
 def mark_targets(tokens: Tokens, spans: Iterable[Span]) -> NDArray[np.bool_]:
