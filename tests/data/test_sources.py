@@ -1,17 +1,19 @@
 """Files to rows: every kind, what is wrong with a line, and what is wrong with a file."""
 
+import csv
 import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.feather
 import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from luthier.data.sources import Row, list_files, read_rows
+from luthier.data.sources import Row, read_rows
 from luthier.errors import DataError
 
 RECORDS = [{"a": 1, "text": "naïve 😀"}, {"a": 2, "text": "two\nlines"}, {"a": 3, "text": "\u2028"}]
@@ -45,9 +47,15 @@ def test_every_kind_of_file_gives_the_same_rows(tmp_path: Path) -> None:
         write(tmp_path / "inside.json", json.dumps({"version": 1, "data": RECORDS})),
         write(tmp_path / "a.jsonl.gz", gzip.compress(lines(RECORDS).encode())),
         write(tmp_path / "LIST.JSON.GZ", gzip.compress(json.dumps(RECORDS).encode())),
+        write(tmp_path / "lines.json", lines(RECORDS)),
+        write(tmp_path / "a.ndjson.zst", pyarrow.compress(lines(RECORDS).encode(), "zstd", asbytes=True)),
     ]
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS), tmp_path / "a.parquet", row_group_size=2)
-    for file in [*files, tmp_path / "a.parquet"]:
+    table = pyarrow.Table.from_pylist(RECORDS)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=2)
+    pyarrow.feather.write_feather(table, str(tmp_path / "file.arrow"), chunksize=2)
+    with pyarrow.ipc.new_stream(tmp_path / "stream.arrow", table.schema) as stream:
+        stream.write_table(table, max_chunksize=2)
+    for file in [*files, tmp_path / "a.parquet", tmp_path / "file.arrow", tmp_path / "stream.arrow"]:
         rows = read(file)
         assert records(rows) == RECORDS, file
         assert [row.number for row in rows] == [0, 1, 2]
@@ -59,19 +67,6 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
     assert [row.where for row in read(file)] == [f"{file}:2", f"{file}:4"]
     file = write(tmp_path / "a.json", '[\n  {"a": 1},\n\n  {"a":\n 2},\n {"a": 3}\n]\n')
     assert [row.line for row in read(file)] == [2, 4, 6]
-
-
-def test_folders_are_read_in_order_and_numbers_go_on(tmp_path: Path) -> None:
-    (tmp_path / "sub").mkdir()
-    write(tmp_path / "b.jsonl", lines(RECORDS[:1]))
-    write(tmp_path / "sub" / "c.json", json.dumps(RECORDS[1:2]))
-    write(tmp_path / ".hidden.jsonl", "broken")
-    write(tmp_path / "readme.txt", "no data")
-    extra = write(tmp_path / "sub" / "d.jsonl", lines(RECORDS[2:]))
-    rows = read(tmp_path, extra)
-    assert records(rows) == [*RECORDS, RECORDS[2]]
-    assert [row.number for row in rows] == [0, 1, 2, 3]
-    assert [file.name for file in list_files([tmp_path])] == ["b.jsonl", "c.json", "d.jsonl"]
 
 
 @pytest.mark.parametrize(
@@ -96,6 +91,54 @@ def test_broken_line_is_a_fault_and_the_rows_around_it_are_read(
     assert rows[1].line == 2 and re.match(fault, rows[1].fault or "")
 
 
+def test_csv_rows(tmp_path: Path) -> None:
+    text = '\ufeff,question;x,answer\r\n0,"a ""b"", c\nd",5" pipe\r\n\r\n1,,"e"f\n2,g\n'
+    rows = read(write(tmp_path / "a.csv", text))
+    assert [row.record for row in rows] == [
+        {"Unnamed: 0": "0", "question;x": 'a "b", c\nd', "answer": '5" pipe'},
+        {"Unnamed: 0": "1", "question;x": "", "answer": "ef"},
+        None,
+    ]
+    assert rows[2].fault == "the line has 2 cells, but the header names 3 columns"
+    assert [row.line for row in rows] == [2, 5, 6]
+    long = "x" * 200_000
+    for name, end in (("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.csv", "|")):
+        rows = read(write(tmp_path / name, f"a{end}b\n1{end}2, 3\n4{end}{long}\n"))
+        assert records(rows) == [{"a": "1", "b": "2, 3"}, {"a": "4", "b": long}]
+
+
+cells = st.text(st.sampled_from('ab ,;"\n\r\t'), max_size=6)
+
+
+@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(cells, min_size=n, max_size=n), min_size=1)))
+def test_csv_reads_what_the_standard_library_writes(
+    tmp_path_factory: pytest.TempPathFactory, table: list[list[str]]
+) -> None:
+    header = [f"c{number}" for number in range(len(table[0]))]
+    file = tmp_path_factory.mktemp("csv") / "a.csv"
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, quoting=csv.QUOTE_ALL).writerows([header, *table])
+    assert [list((row.record or {}).values()) for row in read(file)] == table
+
+
+def test_text_lines(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "a.txt", "one\r\n\n  two \n \t\nthree"))
+    assert [(row.line, row.record) for row in rows] == [
+        (1, {"text": "one"}),
+        (3, {"text": "  two "}),
+        (5, {"text": "three"}),
+    ]
+
+
+def test_json_larger_than_a_portion(tmp_path: Path) -> None:
+    """Characters, numbers, escapes and items that lie across the edges of what is read at once."""
+    items = [{"n": number, "text": "€\\" * (number % 7000)} for number in range(600)]
+    for content in (json.dumps(items, ensure_ascii=False), json.dumps({"a": 1, "rows": items, "z": {}})):
+        assert records(read(write(tmp_path / "a.json", content))) == items
+    with pytest.raises(DataError, match=r"Expecting ',' delimiter at line 3, column 8"):
+        read(write(tmp_path / "a.json", json.dumps(items)[:-1] + ',\n\n{"a":1 "b": 2}]'))
+
+
 def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
     rows = read(write(tmp_path / "a.json", '[{"a": 1}, 5]'))
     assert rows[1].fault == "the row is a JSON int, not an object with columns"
@@ -110,15 +153,32 @@ def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
         ("a.json", b"[]", r"a\.json is empty"),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xff"}\n', r"a\.jsonl is not UTF-8 text: byte 0xff at offset 16"),
         ("a.jsonl", b'\xef\xbb\xbf{"\xe9"}\n', r"not UTF-8 text: byte 0xe9 at offset 5"),
-        ("a.json", '[{"a": 1}]'.encode("utf-16"), r"a\.json is not UTF-8 text: byte 0xff at offset 0"),
+        ("a.json", '[{"a": 1}]'.encode("utf-16"), r"a\.json is UTF-16 text; convert it to UTF-8"),
+        ("a.jsonl", '{"a": 1}'.encode("utf-16-be"), r"a\.jsonl is UTF-16 text"),
+        ("a.txt", "text".encode("utf-32-le"), r"a\.txt is UTF-32 text"),
+        ("a.jsonl", b'[\n{"a": 1},\n{"a": 2}]', r"a\.jsonl:1 begins JSON with a list.*end with \.json"),
+        ("a.jsonl", b'[{"a": 1}, {"a": 2}]', r"a\.jsonl:1 holds a whole list of 2 rows"),
+        ("a.jsonl", b'{\n  "a": 1\n}\n{\n "a": 2\n}', r"a\.jsonl:1 begins JSON with objects over several"),
+        ("a.jsonl", gzip.compress(b"{}"), r"a\.jsonl is gzip data; let its name end with \.gz"),
+        ("a.jsonl", b"PAR1 and so on", r"a\.jsonl is a parquet file"),
+        ("a.csv", b"PK\x03\x04 a sheet", r"a\.csv is a zip archive or an office document"),
+        (
+            "a.txt",
+            b"version https://git-lfs.github.com/spec/v1\n",
+            "Git LFS, not the file; run `git lfs pull`",
+        ),
+        ("a.json", b"<!DOCTYPE html>", r"a\.json is a web page"),
+        ("a.json", b'{"a": [1], "b": tru', "not valid JSON: Expecting value at line 1, column 17"),
+        ("a.json", b'{"a": [{}]} {', "Extra data at line 1, column 13"),
+        ("a.json", b'[{"a": ' + b"9" * 5000 + b"}]", r"a\.json:1 is not JSON that can be read: Exceeds"),
         ("a.json", b'[{"a": 1}\n {"a": 2}]', r"a\.json is not valid JSON: Expecting ',' delimiter at line 2"),
         ("a.json", b'[{"a": 1}', r"a\.json is not valid JSON: Expecting ',' delimiter at line 1"),
         ("a.json", b'[{"a": 1}, ', "not valid JSON: Expecting value at line 1, column 12"),
         ("a.json", b'[{"a": 1}] x', "not valid JSON: Extra data at line 1, column 12"),
         (
             "a.json",
-            b'{"a": 1}\n{"a": 2}',
-            r"Extra data at line 2, column 1; one object a line is called \.jsonl",
+            b'{"a":\n 1}\n{"a": 2}',
+            r"Extra data at line 3, column 1; one object a line is called \.jsonl",
         ),
         (
             "a.json",
@@ -131,26 +191,23 @@ def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
         ("a.parquet", b"PAR1 no", r"a\.parquet is not a whole parquet file"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz is not a whole gzip file"),
         ("a.jsonl.gz", gzip.compress(b'{"a": 1}\n' * 500)[:-10], r"a\.jsonl\.gz is not a whole gzip file"),
-        ("a.csv", b"a,b", r"a\.csv is of an unknown kind; data files end with \.jsonl, \.json, \.parquet"),
+        ("a.arrow", b"ARROW1 no", r"a\.arrow is not a whole Arrow file"),
+        ("a.arrow", b"", r"a\.arrow is not a whole Arrow file"),
+        ("a.txt.zst", b"no zstd", r"a\.txt\.zst is not a whole zstd file"),
+        ("a.csv", b"a,b", r"a\.csv is empty: it has no rows"),
+        ("a.csv", b"1,2\n3,4", r"a\.csv:1 should name the columns, but `1` is a number"),
+        ("a.csv", b"a,b,a\n", "the column `a` stands there twice"),
+        ("a.csv", b"a,,b\n", "column 2 has no name"),
+        ("a.csv", b'a,b\n1,"x\ny\n', r'a\.csv:2 opens a quote \("\) that is never closed'),
+        ("a.csv", b"a" * 300 + b",b\n", "a cell has 300 characters, which is no column's name"),
+        ("a.xlsx", b"PK", r"a\.xlsx is of an unknown kind; data files end with \.jsonl, .*\.parquet"),
+        ("a.jsonl.bz2", b"BZ", r"packed in a way that is not read; unpack it"),
+        ("a.parquet.gz", b"", r"tables pack their columns themselves; unpack the file"),
     ],
 )
 def test_broken_file_stops_with_its_name(tmp_path: Path, name: str, content: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         read(write(tmp_path / name, content))
-
-
-def test_missing_files_and_folders(tmp_path: Path) -> None:
-    write(tmp_path / "train.jsonl", lines(RECORDS))
-    with pytest.raises(DataError, match=r"trian\.jsonl does not exist; did you mean .*train\.jsonl\?"):
-        read(tmp_path / "trian.jsonl")
-    with pytest.raises(DataError, match="does not exist, and neither does its folder"):
-        read(tmp_path / "no" / "where" / "a.jsonl")
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match=r"has no data files .* it holds nothing"):
-        read(tmp_path / "empty")
-    for remote in ("https://example.org/a.jsonl", "hf:owner/name", "owner/name"):
-        with pytest.raises(DataError, match="hub ids and URLs are not supported yet; download it"):
-            list(read_rows([remote]))
 
 
 def test_parquet_cut_short(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Whether the files that a configuration names are there, as far as that can be told without loading any."""
 
+import glob
+import os
+import re
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -7,7 +10,10 @@ from luthier.config.places import Fault, KeyPath, Places, dotted, in_order
 from luthier.config.plugins import is_own_file
 from luthier.config.tree import Config
 
-DATA_SUFFIXES = (".jsonl", ".json", ".parquet", ".jsonl.gz", ".json.gz")
+DATA_SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".txt", ".parquet", ".arrow")
+"""How the names of files with rows end."""
+PACKED = (".gz", ".zst")
+"""What may follow where the file is text."""
 
 
 def path_faults(config: Config, places: Places) -> list[str]:
@@ -25,13 +31,23 @@ def looks_like_path(name: str) -> bool:
     )
 
 
+def is_data_name(name: str) -> bool:
+    """Whether a file's name ends like that of a file with rows."""
+    name = name.lower()
+    packed = next((ending for ending in PACKED if name.endswith(ending)), "")
+    suffixes = DATA_SUFFIXES[:-2] if packed else DATA_SUFFIXES
+    return name.removesuffix(packed).endswith(suffixes)
+
+
 def _data_checks(config: Config) -> list[tuple[KeyPath, str]]:
     named = [("path", config.data.path or []), ("eval_path", config.data.eval_path or [])]
-    checks = []
+    checks: list[tuple[KeyPath, str]] = []
     for key, paths in named:
         for index, path in enumerate(paths):
             place: KeyPath = ("data", key, index) if len(paths) > 1 else ("data", key)
-            checks.append((place, _data_fault(Path(path))))
+            checks.append((place, _data_fault(path)))
+    for index, one in enumerate(config.data.sets):
+        checks.append((("data", "sets", index, "path"), _data_fault(one.path)))
     return checks
 
 
@@ -46,14 +62,45 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
     return checks
 
 
-def _data_fault(path: Path) -> str:
-    if path.is_dir():
-        if any(entry.name.lower().endswith(DATA_SUFFIXES) for entry in path.iterdir()):
+def _data_fault(given: str) -> str:
+    """Why data cannot be there; empty also where only looking at the hub or behind a URL could tell."""
+    if given == "-" or re.match(r"hf:|[a-z][a-z0-9+.-]*://", given):
+        return ""
+    path = Path(given).expanduser()
+    try:
+        if path.is_dir():
+            return _folder_fault(path)
+        if path.is_fifo() or (path.is_file() and is_data_name(path.name)):
             return ""
-        return f"{path} is a folder without {', '.join(DATA_SUFFIXES)} files"
-    if path.is_file() and not path.name.lower().endswith(DATA_SUFFIXES):
-        return f"{path} is none of {', '.join(DATA_SUFFIXES)}; convert it"
+        if path.is_file():
+            return f"{path} is none of {', '.join(DATA_SUFFIXES)}; convert it"
+    except (OSError, ValueError) as error:
+        return f"{path} cannot be read: {error}"
+    registry, _, names = given.partition("#")
+    if names:
+        return _file_fault(Path(registry).expanduser())
+    if glob.has_magic(given):
+        found = next(glob.iglob(str(path), recursive=True), None)
+        return "" if found is not None else f"the pattern {given} matches nothing"
+    if _may_be_on_the_hub(given):
+        return ""
     return _file_fault(path)
+
+
+def _folder_fault(path: Path) -> str:
+    for _, _, names in os.walk(path, followlinks=False):
+        if any(is_data_name(name) for name in names):
+            return ""
+    # Behind links there may be more; reading follows them.
+    if any(entry.is_symlink() for entry in path.iterdir()):
+        return ""
+    return f"{path} is a folder without {', '.join(DATA_SUFFIXES)} files"
+
+
+def _may_be_on_the_hub(given: str) -> bool:
+    """Whether a name could be `org/name`: no file's name, and no folder `org` is here."""
+    hub_id = re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@[\w.-]+)?", given)
+    return hub_id is not None and not is_data_name(given) and not Path(given).parent.is_dir()
 
 
 def _model_fault(path: Path) -> str:
