@@ -24,7 +24,7 @@ _FIELDS = {
     "train": "train",
     "weight": "weight",
 }
-_SHAREGPT_ROLES = {
+SHAREGPT_ROLES = {
     "human": "user",
     "prompter": "user",
     "gpt": "assistant",
@@ -42,6 +42,7 @@ _SHAREGPT_ROLES = {
     CALL: CALL,
     **{role: role for role in ROLES},
 }
+"""Our roles by the names that ShareGPT and its kin use."""
 _THOUGHT = re.compile(r"\s*(<think>.*?</think>)\s*", re.DOTALL)
 
 
@@ -56,7 +57,7 @@ class Tags:
 
 
 def tags_from(given: Mapping[str, str]) -> Tags:
-    """The tags of a data set: our names (`role`, `user`, `tool_call` …) to its own.
+    """The tags of a data set: our names (`role`, `user`, `tool_call` …) to its own; of roles several, with commas.
 
     Raises:
         DataError: for a name that is none of ours, with the nearest one.
@@ -68,7 +69,13 @@ def tags_from(given: Mapping[str, str]) -> Tags:
             hint = f"did you mean `{near[0]}`?" if near else f"it must be one of {', '.join(known)}"
             raise DataError(f"`tags` has the unknown name `{name}`; {hint}")
     fields = {own: _FIELDS[name] for name, own in given.items() if name in _FIELDS}
-    return Tags(fields, {own: name for name, own in given.items() if name not in _FIELDS})
+    roles = {
+        own.strip(): name
+        for name, several in given.items()
+        if name not in _FIELDS
+        for own in several.split(",")
+    }
+    return Tags(fields, roles)
 
 
 def read_turns(messages: Any, tags: Tags, column: str, sharegpt: bool) -> list[Any]:
@@ -117,7 +124,7 @@ def _turn(message: Any, number: int, tags: Tags, sharegpt: bool) -> Any:
     role = message.get("role")
     if not isinstance(role, str):
         return message
-    ours = tags.roles.get(role) or (_SHAREGPT_ROLES.get(role.lower()) if sharegpt else None)
+    ours = tags.roles.get(role) or (SHAREGPT_ROLES.get(role.lower()) if sharegpt else None)
     if ours == CALL:
         return _call_turn(message, f"message {number} ({role})")
     return message if ours is None or ours == role else {**message, "role": ours}
