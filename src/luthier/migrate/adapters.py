@@ -1,0 +1,67 @@
+"""LoRA adapters, by the names that a tool has for their options."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from luthier.migrate.draft import Draft
+from luthier.migrate.readers import Misread, names, number, switch, whole
+
+_ALL = ("all", "all-linear", "all_linear")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Where a tool has the options of an adapter: its keys, and its defaults."""
+
+    rank: str
+    alpha: str
+    dropout: str
+    target: str
+    saved: str
+    rslora: str
+    default_rank: int
+    default_alpha: float | None = None
+    """None: twice the rank."""
+
+
+def put_adapter(draft: Draft, keys: Adapter) -> None:
+    """Sets the section `lora`."""
+    rank = draft.get(keys.rank, whole)
+    if rank is None:
+        draft.put("lora.rank", keys.default_rank, f"the default of {draft.tool}")
+    else:
+        draft.map(keys.rank, "lora.rank", rank)
+    alpha = draft.get(keys.alpha, number)
+    if alpha is not None:
+        draft.map(keys.alpha, "lora.alpha", alpha)
+    elif keys.default_alpha is not None:
+        draft.put("lora.alpha", keys.default_alpha, f"the default of {draft.tool}")
+    dropout = draft.get(keys.dropout, number)
+    if dropout is not None:
+        draft.map(keys.dropout, "lora.dropout", float(dropout))
+    if keys.rslora in draft.given:
+        draft.map(keys.rslora, "lora.rslora", draft.get(keys.rslora, switch, False))
+    put_targets(draft, keys.target, draft.get(keys.target, module_names, "all"))
+    saved = draft.get(keys.saved, names)
+    if saved:
+        draft.map(keys.saved, "lora.modules_to_save", saved)
+    elif keys.saved in draft.given:
+        draft.needless(keys.saved, "is empty")
+
+
+def put_targets(draft: Draft, key: str, target: Any) -> None:
+    """Sets `lora.target`: all, names or a pattern."""
+    if key in draft.given:
+        draft.map(key, "lora.target", target)
+
+
+def module_names(value: Any) -> Any:
+    """`all`, a list of names, or one regular expression for full names."""
+    if isinstance(value, str) and value.strip().lower() in _ALL:
+        return "all"
+    if isinstance(value, str) and any(sign in value for sign in "\\()[]*|^$+"):
+        return value
+    found = names(value)
+    if not found:
+        raise Misread("is empty, but it must be names of modules")
+    return "all" if any(name.lower() in _ALL for name in found) else found

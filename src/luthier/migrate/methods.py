@@ -1,0 +1,59 @@
+"""Training methods of other tools, by what they learn from, and their options."""
+
+from typing import Any
+
+from luthier.config.plugins import known_plugins
+from luthier.migrate.draft import Draft
+from luthier.migrate.findings import Kind
+from luthier.migrate.readers import Misread
+
+_SAYS = {
+    "dpo": "learns from preferences (DPO)",
+    "kto": "learns from answers marked good or bad (KTO)",
+    "orpo": "learns from preferences (ORPO)",
+    "simpo": "learns from preferences (SimPO)",
+    "cpo": "learns from preferences (CPO)",
+    "rm": "trains a reward model",
+    "reward": "trains a reward model",
+    "prm": "trains a reward model for single steps",
+    "ppo": "learns by reinforcement (PPO)",
+    "grpo": "learns by reinforcement (GRPO)",
+    "gdpo": "learns by reinforcement (GDPO)",
+    "ebft": "fits features of whole answers (EBFT)",
+}
+_FORMS = {"ipo": ("dpo", {"loss_type": "ipo"}), "hinge": ("dpo", {"loss_type": "hinge"})}
+"""Methods that are another one with an option."""
+
+
+def put_method(draft: Draft, key: str, name: str) -> None:
+    """Sets `method` if Luthier has it; else the file cannot be imported."""
+    known = known_plugins()["method"]
+    ours, options = _FORMS.get(name, (name, {}))
+    if ours not in known:
+        what = _SAYS.get(ours, f"asks for {name}")
+        draft.block(key, f"{what}; Luthier's methods are {', '.join(sorted(known))}")
+        return
+    draft.map(key, "method.name", ours)
+    for option, value in options.items():
+        draft.put(f"method.{option}", value)
+
+
+def put_options(draft: Draft, options: dict[str, tuple[str, Any]]) -> None:
+    """Sets options of the method: for each key of the source, Luthier's option and the reader of its value.
+
+    Keys that the method does not have change nothing where it is another method's, else they are listed.
+    """
+    method = draft.values.get("method", {}).get("name", "sft")
+    known = known_plugins()["method"].get(method, {}).get("properties", {})
+    for key, (option, read) in options.items():
+        if key not in draft.given:
+            continue
+        if option in known:
+            try:
+                draft.map(key, f"method.{option}", read(draft.given[key]))
+            except Misread as error:
+                draft.find(key, Kind.UNKNOWN, f"{error}; it is left out")
+        elif method == "sft":
+            draft.needless(key, "belongs to methods that learn from preferences or rewards")
+        else:
+            draft.none(key, f"is not an option of {method} here")

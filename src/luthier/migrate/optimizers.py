@@ -1,0 +1,44 @@
+"""Optimizers by the names of transformers, Axolotl, torch and bitsandbytes."""
+
+import re
+
+from luthier.config.plugins import known_plugins
+from luthier.migrate.draft import Draft
+from luthier.migrate.findings import Kind
+
+_ADAMW = re.compile(
+    r"(adamw(_hf|_torch|_torch_fused|_torch_xla|_torch_npu_fused|_apex_fused|_anyprecision)?|adam)"
+)
+_LOW_MEMORY = re.compile(
+    r"(paged_)?adamw?_?(bnb_|torch_|ao_|optimi_)?(_?8bit|_?4bit|_?fp8|_?32bit)?|adamw8bit|pagedadamw(8bit|32bit)?"
+    r"|optimi_adamw|flash_adamw"
+)
+
+
+def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | None) -> None:
+    """Sets `optim.name` and `optim.lr` from the name of an optimizer and its learning rate.
+
+    The learning rate of another kind of optimizer is left out, because it means nothing to AdamW.
+    """
+    plain = name.lower().rpartition(".")[2]
+    known = known_plugins()["optim"]
+    if plain in known and plain != "adamw":
+        draft.map(key, "optim.name", plain)
+    elif _ADAMW.fullmatch(plain):
+        draft.put("optim.name", "adamw")
+        if key in draft.given:
+            draft.find(key, Kind.MAPPED, "", "optim.name")
+    elif _LOW_MEMORY.fullmatch(plain):
+        note = f"{name}: states are kept whole, in float32 (8 bytes for each trained weight)"
+        draft.map(key, "optim.name", "adamw", note)
+    else:
+        ours = ", ".join(sorted(known))
+        draft.none(key, f"{name} is not there; adamw is used, with its own learning rate (known: {ours})")
+        if lr is not None and lr_key in draft.given:
+            draft.none(lr_key, f"is meant for {name}, so it is left out; set optim.lr for adamw")
+        draft.put("optim.name", "adamw", f"instead of {name}")
+        return
+    if lr is not None and lr_key in draft.given:
+        draft.map(lr_key, "optim.lr", float(lr))
+    elif lr is not None:
+        draft.put("optim.lr", float(lr), f"the default of {draft.tool}")

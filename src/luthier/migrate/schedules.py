@@ -1,0 +1,86 @@
+"""Schedules of the learning rate by the names of transformers, and by those that tools add."""
+
+from dataclasses import dataclass
+
+from luthier.migrate.draft import Draft
+
+_SAME = {
+    "constant": "constant",
+    "constant_with_warmup": "constant",
+    "linear": "linear",
+    "cosine": "cosine",
+    "cosine_with_min_lr": "cosine",
+    "cosine_warmup_with_min_lr": "cosine",
+    "warmup_stable_decay": "wsd",
+    "wsd": "wsd",
+}
+_NEAR = {
+    "cosine_with_restarts": ("cosine", "it falls once, without restarts"),
+    "polynomial": ("linear", "it falls in a straight line, which is polynomial of power 1"),
+    "inverse_sqrt": ("cosine", "inverse square root is not there"),
+    "reduce_lr_on_plateau": ("constant", "it does not fall when the loss stalls"),
+    "greedy": ("constant", "it does not follow the loss"),
+    "one_cycle": ("cosine", "it rises over the warm-up and falls once; momentum stays"),
+    "rex": ("cosine", "REX is not there"),
+    "jagged": ("cosine", "it does not restart"),
+}
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """How long the learning rate rises: keys of the source and their values; None where absent."""
+
+    steps_key: str = ""
+    steps: float | None = None
+    ratio_key: str = ""
+    ratio: float | None = None
+
+
+def put_schedule(draft: Draft, key: str | None, name: str, warmup: Warmup, *, default_ratio: float) -> None:
+    """Sets `schedule` from the name of a schedule and its warm-up.
+
+    `key`: where the source has the name; None if it is the tool's default. `default_ratio`: the warm-up of
+    the tool as a share of all steps, where the source sets none.
+    """
+    name = name.lower().rpartition(".")[2]
+    if name in _SAME:
+        ours = _SAME[name]
+        note = "" if key else f"the default of {draft.tool}"
+        if key:
+            draft.map(key, "schedule.name", ours)
+        else:
+            draft.put("schedule.name", ours, note)
+    elif name in _NEAR:
+        ours, why = _NEAR[name]
+        draft.put("schedule.name", ours, f"instead of {name}: {why}")
+        draft.none(key or "lr_scheduler", f"{name} becomes {ours}: {why}")
+    else:
+        draft.none(key or "lr_scheduler", f"{name} is no schedule of {draft.tool} that is known here")
+        return
+    _put_warmup(draft, name, warmup, default_ratio)
+
+
+def _put_warmup(draft: Draft, name: str, warmup: Warmup, default_ratio: float) -> None:
+    if name == "constant":
+        for key in (warmup.steps_key, warmup.ratio_key):
+            if key and key in draft.given:
+                draft.needless(key, "has no effect with a constant learning rate without warm-up")
+        draft.put("schedule.warmup_steps", 0)
+    elif warmup.steps:
+        if warmup.ratio_key and warmup.ratio:
+            draft.needless(warmup.ratio_key, f"has no effect beside {warmup.steps_key}")
+        elif warmup.ratio_key and warmup.ratio_key in draft.given:
+            draft.needless(warmup.ratio_key, "is zero")
+        if 0 < warmup.steps < 1:
+            note = "below 1, so a share of all steps"
+            draft.map(warmup.steps_key, "schedule.warmup_ratio", float(warmup.steps), note)
+        else:
+            draft.map(warmup.steps_key, "schedule.warmup_steps", int(warmup.steps))
+    elif warmup.ratio is not None:
+        if warmup.steps_key and warmup.steps_key in draft.given:
+            draft.needless(warmup.steps_key, f"is zero, so {warmup.ratio_key} counts")
+        draft.map(warmup.ratio_key, "schedule.warmup_ratio", float(warmup.ratio))
+    elif warmup.steps is not None:
+        draft.map(warmup.steps_key, "schedule.warmup_steps", 0)
+    else:
+        draft.put("schedule.warmup_ratio", default_ratio, f"the default of {draft.tool}")

@@ -1,0 +1,1 @@
+"""torchtune: its recipes' configurations, trees of `_component_` (up to 0.6)."""
