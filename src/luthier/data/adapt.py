@@ -75,18 +75,16 @@ def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
         if content.judged == "label":
             if not content.facts["label"][0]:
                 raise SetAside("the answer is labelled as a bad one, and the method imitates answers")
-            note("have a `label`: the method imitates answers, so only those labelled as good are learned")
+            note("answers with a label: the method imitates answers, so only the good ones are learned")
         elif content.judged == "pair":
-            note("are preferences: the method imitates answers, so only the chosen one is learned")
+            note("preferences: the method imitates answers, so only the chosen one is learned")
         else:
-            note("are rankings: the method imitates answers, so only the best one is learned")
+            note("rankings: the method imitates answers, so only the best one is learned")
         return content.conversation(0)
     if isinstance(content, Steps):
         if not all(content.labels):
             raise SetAside("a step of the answer is labelled as wrong, and the method imitates answers")
-        note(
-            "are answers in steps: the method imitates answers, so the steps are joined, where all are right"
-        )
+        note("answers in steps: the method imitates answers, so the steps are joined, where all are right")
         answer = {"role": "assistant", "content": "\n".join(content.steps)}
         return Conversation([*content.context, answer], weights=(*[0.0] * len(content.context), 1.0))
     assert isinstance(content, Prompt), "every other kind is imitated as it is"
@@ -95,17 +93,17 @@ def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
 
 def _to_ask(content: Content, note: Callable[[str], None]) -> Prompt:
     if isinstance(content, Answers):
-        note("are answers that are judged: the method answers itself, so only what was asked is used")
+        note("answers that are judged: the method answers itself, so only what was asked is used")
         return Prompt(content.context, {}, content.tools, content.template_args)
     if isinstance(content, Steps):
-        note("are answers in steps: the method answers itself, so only what was asked is used")
+        note("answers in steps: the method answers itself, so only what was asked is used")
         return Prompt(content.context)
     if not isinstance(content, Conversation):
         raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs a prompt to answer")
     last = max(i for i, message in enumerate(content.messages) if message["role"] == "assistant")
     if not last:
         raise RowRefused("nothing stands before the answer, so there is no prompt")
-    note("are conversations: the method answers itself, so what is before the last answer is the prompt")
+    note("conversations: the method answers itself, so what is before the last answer is the prompt")
     columns: dict[str, Any] = {"answer": content.messages[last].get("content")}
     return Prompt(tuple(content.messages[:last]), columns, content.tools, content.template_args)
 
@@ -117,11 +115,11 @@ def _judged_as(content: Answers, wanted: str, note: Callable[[str], None]) -> An
         values = next(iter(content.facts.values()), ())
         if values and values[0] == values[-1]:
             raise SetAside("the best and the worst answer have the same score, so there is nothing to prefer")
-        note("are rankings: the method compares two answers, so the best and the worst are used")
+        note("rankings: the method compares two answers, so the best and the worst are used")
         facts = {name: (own[0], own[-1]) for name, own in content.facts.items()}
         return _with(content, (content.answers[0], content.answers[-1]), "pair", facts)
     if wanted == "label" and content.judged == "pair":
-        note("are preferences: the method judges answers one by one, so the chosen one is a good one")
+        note("preferences: the method judges answers one by one, so the chosen one is a good one")
         return _with(content, content.answers, "label", {**content.facts, "label": (1.0, 0.0)})
     raise RowRefused(
         f"the row's answers are judged by a {content.judged}; the method needs {_needed(wanted)}"

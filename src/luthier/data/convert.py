@@ -36,6 +36,7 @@ class Formats:
         self._our_name = {own: ours for ours, own in self._own_name.items()}
         self._hidden = frozenset(section.columns) - frozenset(self._our_name)
         self._check_columns(section.columns)
+        self._unused: dict[tuple[str, ...], list[str]] = {}
 
     def check(self, records: Iterable[dict[str, Any]], file: str) -> None:
         """Looks at the first rows of a file.
@@ -123,14 +124,18 @@ class Formats:
     def _note(self, row: Row, record: dict[str, Any], format: Format, content: Content, notes: Notes) -> None:
         notes.count_format(row.file, format.name)
         if not isinstance(content, Prompt):
-            own = format.own
-            if unused := [name for name, value in record.items() if value is not None and name not in own]:
+            key = format.name, *(name for name, value in record.items() if value is not None)
+            if key not in self._unused:
+                used = format.used(frozenset(record))
+                self._unused[key] = [name for name in key[1:] if name not in used]
+            if unused := self._unused[key]:
                 what = "kept but not learned" if isinstance(content, Text) else "not used"
-                notes.add(f"have columns that are {what}: {listed(unused)}", row.where)
+                notes.add(f"columns that are {what}: {listed(unused)}", row.where)
         for placeholder in _placeholders(content):
             name = placeholder.strip("<>")
             notes.add(
-                f"write `{placeholder}` and have no `{name}s`; it is learned as any other text", row.where
+                f"`{placeholder}` is written and there is no `{name}s`; it is learned as any other text",
+                row.where,
             )
 
 

@@ -31,7 +31,7 @@ MEANINGFUL = MEDIA | {"label", "kto_tag", "chosen", "rejected"}
 """With these also whether an answer is a good one."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Format:
     """A file of `formats/`."""
 
@@ -77,6 +77,15 @@ class Format:
         fitting = [shape for shape in self.shapes if names >= set(shape)]
         return max(fitting, key=len) if fitting else None
 
+    def claim(self, names: frozenset[str]) -> frozenset[str]:
+        """Those columns that speak for this format."""
+        return frozenset().union(*(shape for shape in self.shapes if names >= set(shape)))
+
+    def used(self, names: frozenset[str]) -> frozenset[str]:
+        """Those columns it reads of a row that has these."""
+        shape = self.shape_of(names) or next((one for one in self.named if names >= set(one)), ())
+        return names & frozenset((*shape, *self.optional))
+
     @lru_cache(maxsize=4096)  # noqa: B019 - formats live as long as the program
     def fits(self, names: frozenset[str]) -> bool:
         """Whether columns of these names do where the data set names this format."""
@@ -120,16 +129,12 @@ def detect(record: dict[str, Any]) -> Format | None:
 @lru_cache(maxsize=4096)
 def detect_columns(names: frozenset[str]) -> Format | None:
     """The format that columns of these names make, as `detect` says."""
-    fitting = {
-        format: frozenset(shape)
-        for format in known_formats()
-        if (shape := format.shape_of(names)) is not None
-    }
+    fitting = {format: format.claim(names) for format in known_formats() if format.claim(names)}
     left = [
         format
-        for format, shape in fitting.items()
+        for format, claim in fitting.items()
         if not any(
-            shape < other or rival.name in format.yields
+            claim < other or rival.name in format.yields
             for rival, other in fitting.items()
             if rival != format
         )
@@ -172,9 +177,7 @@ def nothing_fits(found: Iterable[str]) -> str:
         else f"  {format.name}: {', '.join(format.columns)}"
         for format in known_formats()
     )
-    alone = set(found) >= {"role", "content"}
-    hint = "Each row is one message; write the messages of a conversation as one list in `messages`.\n"
     return (
-        f"no known format has the columns that were found: {listed(found)}.\n{hint if alone else ''}"
+        f"no known format has the columns that were found: {listed(found)}.\n"
         f"Rename them to those of a format, or map them with `columns`:\n{known}"
     )

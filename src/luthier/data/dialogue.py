@@ -40,9 +40,11 @@ def conversation_or_prompt(turns: list[Any], record: dict[str, Any], column: str
 
 def tools_of(record: dict[str, Any]) -> Any:
     """The tools of a row: `tools`, or `functions` as they were called before."""
-    if record.get("functions") and not record.get("tools"):
-        return wrapped_tools(record["functions"])
-    return record.get("tools")
+    if not record.get("functions"):
+        return record.get("tools")
+    if record.get("tools"):
+        raise RowRefused("the row has both `tools` and `functions`; keep one of them")
+    return wrapped_tools(record["functions"])
 
 
 def with_system(turns: list[Any], record: dict[str, Any]) -> list[Any]:
@@ -51,17 +53,19 @@ def with_system(turns: list[Any], record: dict[str, Any]) -> list[Any]:
     Raises:
         RowRefused: if it is not text, or a system message says something else.
     """
-    column = "system" if record.get("system") else "system_prompt"
-    system = record.get(column)
-    if not system:
+    given = [name for name in ("system", "system_prompt") if record.get(name)]
+    if not given:
         return turns
+    system = record[given[0]]
     if not isinstance(system, str):
-        raise RowRefused(f"`{column}` is {in_words(system)}, not text")
+        raise RowRefused(f"`{given[0]}` is {in_words(system)}, not text")
+    if len(given) > 1 and record[given[1]] != system:
+        raise RowRefused("`system` and `system_prompt` say different things; keep one of them")
     first = turns[0] if turns and isinstance(turns[0], dict) else {}
     if first.get("role") != "system":
         return [{"role": "system", "content": system}, *turns]
     if first.get("content") != system:
-        raise RowRefused(f"`{column}` and the system message of the conversation say different things")
+        raise RowRefused(f"`{given[0]}` and the system message of the conversation say different things")
     return turns
 
 

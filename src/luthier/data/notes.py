@@ -15,14 +15,14 @@ class Notes:
     formats: dict[str, Counter[str]] = field(default_factory=dict)
     """For each file, how many of its rows have which format."""
     said: dict[str, tuple[int, str]] = field(default_factory=dict)
-    """What holds for some rows, as the end of a sentence: how many, and where the first one is."""
+    """What is to be told about some rows: how many they are, and where the first one is."""
 
     def count_format(self, file: str, name: str) -> None:
         """One row of a file has this format."""
         self.formats.setdefault(file, Counter())[name] += 1
 
     def add(self, what: str, where: str) -> None:
-        """One row of which `what` is true, such as "have columns that are not used: `id`"."""
+        """One row of which this is to be told, such as "columns that are not used: `id`"."""
         count, first = self.said.get(what, (0, where))
         self.said[what] = count + 1, first
 
@@ -43,7 +43,7 @@ class Notes:
             if len(counts) > 1
         ]
         return mixed + [
-            f"{count} {'row' if count == 1 else 'rows'} {what} (first {first})"
+            f"{what} ({count} {'row' if count == 1 else 'rows'}, first {first})"
             for what, (count, first) in self.said.items()
         ]
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.errors import RowRefused
@@ -29,6 +29,14 @@ def from_json(text: str, what: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as fault:
         raise RowRefused(f"{what} is text that is not JSON ({fault})") from fault
+
+
+def shape_in(record: dict[str, Any], shapes: Sequence[tuple[str, ...]]) -> tuple[str, ...]:
+    """The first of these sets of columns that all hold something; failing that, the first that is there at all."""
+    for shape in shapes:
+        if all(record.get(name) is not None for name in shape):
+            return shape
+    return next((shape for shape in shapes if all(name in record for name in shape)), shapes[0])
 
 
 def text_in(record: dict[str, Any], column: str) -> str:

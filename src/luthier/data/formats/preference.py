@@ -80,7 +80,11 @@ def _is_whole(messages: list[Any]) -> bool:
 
 def _contains(messages: list[Any], context: list[Any]) -> bool:
     """Whether a conversation says what its row says was asked; a system prompt may be given in one place only."""
-    return all(message in messages for message in context if message.get("role") != "system")
+    return all(
+        message in messages
+        for message in context
+        if not (isinstance(message, dict) and message.get("role") == "system")
+    )
 
 
 def _facts(record: dict[str, Any]) -> dict[str, tuple[float, ...]]:

@@ -5,6 +5,7 @@ from typing import Any
 from luthier.data.content import Conversation
 from luthier.data.dialogue import CHAT_COLUMNS, conversation_of, with_system
 from luthier.data.turns import Tags, one_or_more_turns
+from luthier.data.values import shape_in
 
 SHAPES = (("prompt", "completion"), ("prompt", "response"), ("query", "response"))
 OPTIONAL = CHAT_COLUMNS
@@ -13,7 +14,7 @@ YIELDS = ()
 
 def convert(record: dict[str, Any], tags: Tags) -> Conversation:
     """One question and its answer, or the messages of both joined. Raises RowRefused."""
-    question, answer = next(shape for shape in SHAPES if all(name in record for name in shape))
+    question, answer = shape_in(record, SHAPES)
     prompt = with_system(one_or_more_turns(record[question], tags, question, "user"), record)
     completion = one_or_more_turns(record[answer], tags, answer, "assistant")
     earlier = [float(not (isinstance(m, dict) and m.get("role") == "assistant")) for m in prompt]

@@ -5,7 +5,7 @@ from typing import Any
 from luthier.data.content import Conversation
 from luthier.data.dialogue import CHAT_COLUMNS, conversation_of, with_system
 from luthier.data.turns import Tags
-from luthier.data.values import text_in
+from luthier.data.values import shape_in, text_in
 
 SHAPES = (("question", "answer"), ("question", "response"))
 OPTIONAL = CHAT_COLUMNS
@@ -14,6 +14,6 @@ YIELDS = ()
 
 def convert(record: dict[str, Any], tags: Tags) -> Conversation:
     """The question as the user's message and the answer as the assistant's. Raises RowRefused."""
-    answer = next(name for name in ("answer", "response") if name in record)
+    answer = shape_in(record, SHAPES)[1]
     asked = with_system([{"role": "user", "content": text_in(record, "question")}], record)
     return conversation_of([*asked, {"role": "assistant", "content": text_in(record, answer)}], record)

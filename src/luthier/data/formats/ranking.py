@@ -6,7 +6,7 @@ from luthier.data.content import Answers
 from luthier.data.dialogue import CHAT_COLUMNS, with_system
 from luthier.data.judged import answers_of
 from luthier.data.turns import Tags, one_or_more_turns
-from luthier.data.values import in_words, number_in
+from luthier.data.values import in_words, number_in, shape_in
 from luthier.errors import RowRefused
 
 _LISTS = ("answers", "completions", "responses")
@@ -20,7 +20,7 @@ YIELDS = ()
 
 def convert(record: dict[str, Any], tags: Tags) -> Answers:
     """The answers, the best one first, with their `score` or `rank`. Raises RowRefused."""
-    column = next(name for name in _LISTS if name in record)
+    column = shape_in(record, (*SHAPES, *NAMED))[1]
     answers = record[column]
     if not isinstance(answers, list) or len(answers) < 2:
         found = f"has {len(answers)}" if isinstance(answers, list) else f"is {in_words(answers)}"

@@ -1,12 +1,13 @@
 """Rows of one answer and whether it is a good one: `label` (or `kto_tag`), true or false."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.content import Answers
 from luthier.data.dialogue import INSTRUCTION_COLUMNS, instruction_turns, with_system
 from luthier.data.judged import answers_of
 from luthier.data.turns import Tags, one_or_more_turns, read_turns
-from luthier.data.values import in_words, text_in
+from luthier.data.values import in_words, shape_in, text_in
 from luthier.errors import RowRefused
 
 _SPOKEN = ("messages", "conversations", "conversation")
@@ -19,15 +20,15 @@ YIELDS = ()
 
 def convert(record: dict[str, Any], tags: Tags) -> Answers:
     """The conversation so far and its last answer, with `label` 1 if it is good and 0 if not. Raises RowRefused."""
-    column = next(name for name in _LABELS if name in record)
-    good = _truth(record[column], column)
-    context, answer, name = _question_and_answer(record, tags)
-    return answers_of(context, [(name, answer)], "label", {"label": (good,)}, record)
+    *asked, label = shape_in(record, SHAPES)
+    good = _truth(record[label], label)
+    context, answer = _question_and_answer(record, asked, tags)
+    return answers_of(context, [(f"`{asked[-1]}`", answer)], "label", {"label": (good,)}, record)
 
 
 def _truth(value: Any, column: str) -> float:
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return float(value.lower() == "true")
+    if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):  # as CSV has it
+        return float(value.lower() in ("true", "1"))
     if value not in (0, 1) or not isinstance(value, bool | int | float):
         shown = repr(value) if isinstance(value, str | int | float) else in_words(value)
         raise RowRefused(
@@ -37,16 +38,17 @@ def _truth(value: Any, column: str) -> float:
     return float(value)
 
 
-def _question_and_answer(record: dict[str, Any], tags: Tags) -> tuple[list[Any], list[Any], str]:
-    spoken = next((name for name in _SPOKEN if name in record), None)
-    if spoken is not None:
-        turns = with_system(read_turns(record[spoken], tags, spoken, sharegpt=spoken != "messages"), record)
-        asked = [isinstance(turn, dict) and turn.get("role") in ("user", "tool") for turn in turns]
-        last = max((i + 1 for i, is_asked in enumerate(asked) if is_asked), default=0)
-        return turns[:last], turns[last:], f"`{spoken}`"
-    if "instruction" in record:
-        answer = {"role": "assistant", "content": text_in(record, "output")}
-        return instruction_turns(record), [answer], "`output`"
-    column = "completion" if "completion" in record else "response"
-    prompt = with_system(one_or_more_turns(record["prompt"], tags, "prompt", "user"), record)
-    return prompt, one_or_more_turns(record[column], tags, column, "assistant"), f"`{column}`"
+def _question_and_answer(
+    record: dict[str, Any], asked: Sequence[str], tags: Tags
+) -> tuple[list[Any], list[Any]]:
+    if len(asked) == 1:
+        (column,) = asked
+        turns = with_system(read_turns(record[column], tags, column, sharegpt=column != "messages"), record)
+        are_asked = [isinstance(turn, dict) and turn.get("role") in ("user", "tool") for turn in turns]
+        last = max((i + 1 for i, is_asked in enumerate(are_asked) if is_asked), default=0)
+        return turns[:last], turns[last:]
+    question, column = asked
+    if question == "instruction":
+        return instruction_turns(record), [{"role": "assistant", "content": text_in(record, column)}]
+    prompt = with_system(one_or_more_turns(record[question], tags, question, "user"), record)
+    return prompt, one_or_more_turns(record[column], tags, column, "assistant")
