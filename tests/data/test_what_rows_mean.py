@@ -9,9 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from transformers import PreTrainedTokenizerFast
 
+from luthier.config.data_section import SetSection
 from luthier.data.chat import ChatTemplate
-from luthier.data.prepare import convert_rows, prepare
-from luthier.data.sources import read_rows
+from luthier.data.pipeline import Pipeline, Plan, PreparedRow
+from luthier.data.prepare import prepare
+from luthier.data.sources import open_source, read_rows
 from luthier.errors import DataError
 
 TURNS = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]
@@ -22,37 +24,53 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("column", ["label", "images", "chosen", "audio"])
+def judged(*files: Path, **options: Any) -> list[PreparedRow]:
+    """What becomes of the rows of files, as far as that can be told without a model."""
+    sets = tuple(SetSection(path=str(file), **options) for file in files)
+    return list(Pipeline(Plan(sets, None)).prepared(row for row, _ in open_source(sets).rows()))
+
+
+@pytest.mark.parametrize("column", ["images", "videos", "audio"])
 def test_a_column_that_turns_the_meaning_round_refuses_the_row(column: str, tmp_path: Path) -> None:
     file = write(
         tmp_path / "rows.jsonl", [{"messages": TURNS, column: ["x"]}, {"messages": TURNS, column: None}]
     )
-    refused, kept = convert_rows(read_rows([file]))
+    refused, kept = judged(file)
     assert refused.reason == (
-        f"the row has `{column}`, which changes what it means and is not read yet; "
-        "remove the column to train on the rest alone"
+        f"the row has `{column}` (1), which changes what it means and is not read yet: no model with eyes or ears is "
+        f'supported; give `columns: {{{column}: "-"}}` to train on the text alone'
     )
-    assert kept.status == "kept"
+    assert kept.status == "kept" and {row.status for row in judged(file, columns={column: "-"})} == {"kept"}
 
 
-def test_a_false_label_is_a_label(tmp_path: Path) -> None:
-    (row,) = convert_rows(read_rows([write(tmp_path / "kto.jsonl", [{"messages": TURNS, "label": False}])]))
-    assert row.status == "dropped"
+def test_a_label_under_another_format_refuses_the_row(tmp_path: Path) -> None:
+    """A review and its mood: the text alone would be learned as if the mood did not matter."""
+    (row,) = judged(write(tmp_path / "rows.jsonl", [{"text": "good", "label": 1}]))
+    assert row.reason and row.reason.startswith(
+        "the row has `label`, which changes what it means and is not read in"
+    )
+
+
+def test_answers_labelled_as_bad_are_left_out_on_purpose(tmp_path: Path) -> None:
+    rows = [{"messages": TURNS, "label": label} for label in (False, True, None)]
+    bad, good, plain = judged(write(tmp_path / "kto.jsonl", rows))
+    assert (bad.status, bad.set_aside) == ("dropped", True)
+    assert good.status == plain.status == "kept"
 
 
 def test_columns_of_two_formats_are_not_chosen_between(tmp_path: Path) -> None:
     file = write(tmp_path / "both.jsonl", [{"messages": TURNS, "prompt": "a", "completion": "b"}])
     wanted = r"both\.jsonl: rows have the columns of several formats: messages .*prompt_comp"
     with pytest.raises(DataError, match=wanted):
-        list(convert_rows(read_rows([file])))
+        judged(file)
 
 
 def test_a_bad_row_where_a_file_begins_is_only_a_bad_row(tmp_path: Path) -> None:
     good = {"messages": TURNS}
     for num_before in (254, 255, 256):
         first = write(tmp_path / "a.jsonl", [good] * num_before)
-        second = write(tmp_path / "b.jsonl", [{"text": "?"}, *[good] * 300])
-        rows = list(convert_rows(read_rows([first, second])))
+        second = write(tmp_path / "b.jsonl", [{"words": "?"}, *[good] * 300])
+        rows = judged(first, second)
         assert [row.status for row in rows].count("dropped") == 1 and len(rows) == num_before + 301
 
 
