@@ -1,8 +1,8 @@
-"""Tokens kept on disk for the next run over the same rows with the same model.
+"""Tokens kept on disk: by other processes of this run to be read, and by the next run over the same rows.
 
-An entry is a folder, named by a key over everything that changes its content: the bytes of the data, the
-template, the tokenizer, the settings, and the code of this package. It is written under another name and
-renamed when whole; what is not whole or was changed since is thrown away and made again.
+An entry is a folder, named by a key over everything that changes its content: the data, the template, the
+tokenizer, the settings, and the code of this package. It is written under another name and renamed when whole;
+what is not whole or was changed since is thrown away and made again.
 """
 
 import hashlib
@@ -10,7 +10,9 @@ import importlib.metadata
 import json
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,17 @@ from numpy.typing import NDArray
 
 Arrays = dict[str, NDArray[Any]]
 _META = "meta.json"
+_EDGE_BYTES = 1 << 16
 
 
-def cache_key(files: Sequence[Path], parts: Iterable[str]) -> str:
-    """A name that only the same files' contents, the same other parts and the same code give."""
+def cache_key(files: Sequence[Path], parts: Iterable[str], *, whole: bool = True) -> str:
+    """A name that only the same files' contents, the same other parts and the same code give.
+
+    `whole=False` looks at the files' names, sizes, times and edges instead of all that is in them: for data that
+    would take minutes to read.
+    """
     key = hashlib.sha256()
-    for part in [*parts, _code_version(), *(_digest(file) for file in files)]:
+    for part in [*parts, code_version(), *(_digest(file) if whole else outline(file) for file in files)]:
         encoded = part.encode("utf-8", "surrogatepass")
         key.update(len(encoded).to_bytes(8, "little") + encoded)
     return key.hexdigest()[:32]
@@ -36,22 +43,31 @@ def load(folder: Path) -> tuple[Arrays, dict[str, Any]] | None:
         meta = json.loads((folder / _META).read_text(encoding="utf-8"))
         if any(_digest(folder / f"{name}.npy") != digest for name, digest in meta["digests"].items()):
             return None
-        arrays = {name: np.load(folder / f"{name}.npy", mmap_mode="r") for name in meta["digests"]}
-        return arrays, meta["facts"]
+        return open_arrays(folder, meta["digests"]), meta["facts"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None  # missing, cut short or garbled: the caller makes it again
 
 
-def save(folder: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
-    """Writes an entry whole or not at all; one that is there already is replaced."""
+def open_arrays(folder: Path, names: Iterable[str], *, map_them: bool = True) -> Arrays:
+    """Arrays of a folder, mapped from disk or read into memory."""
+    return {name: np.load(folder / f"{name}.npy", mmap_mode="r" if map_them else None) for name in names}
+
+
+@contextmanager
+def new_entry(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
+    """A folder for the arrays of an entry, which it becomes at the end: whole, or not at all.
+
+    `facts` may be filled in until then. An entry that is there already is replaced.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{folder.name}.*.partial"):
+        if not _is_alive(left.name.split(".")[-2]):
+            shutil.rmtree(left, ignore_errors=True)
     partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir()
     try:
-        for name, array in arrays.items():
-            np.save(partial / f"{name}.npy", array)
-        digests = {name: _digest(partial / f"{name}.npy") for name in arrays}
+        yield partial
+        digests = {file.stem: _digest(file) for file in sorted(partial.glob("*.npy"))}
         (partial / _META).write_text(json.dumps({"digests": digests, "facts": facts}), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         partial.rename(folder)
@@ -59,12 +75,36 @@ def save(folder: Path, arrays: Arrays, facts: dict[str, Any]) -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def outline(file: Path) -> str:
+    """What tells a file from another without reading it: its size, the time of its last change, and its edges."""
+    about = file.stat()
+    with file.open("rb") as stream:
+        edges = stream.read(_EDGE_BYTES)
+        stream.seek(max(0, about.st_size - _EDGE_BYTES))
+        edges += stream.read(_EDGE_BYTES)
+    return f"{about.st_size}:{about.st_mtime_ns}:{hashlib.sha256(edges).hexdigest()}"
+
+
+def _is_alive(process: str) -> bool:
+    """Whether a process of this machine, other than this one, has that number."""
+    if not process.isdigit() or int(process) == os.getpid():
+        return False
+    try:
+        os.kill(int(process), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
+
+
 def _digest(file: Path) -> str:
     with file.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _code_version() -> str:
+@cache
+def code_version() -> str:
     """The code that makes the tokens: this package's files and the libraries that render and tokenise."""
     folder = Path(__file__).parent
     sources = {str(file.relative_to(folder)): _digest(file) for file in sorted(folder.rglob("*.py"))}

@@ -1,59 +1,51 @@
 """From a config to the objects of a run: the only place where settings become things."""
 
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import luthier.methods
 import luthier.optim
 from luthier.allocator import keep_pages
 from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
+from luthier.data.balance import CostModel
+from luthier.data.batch import Example
 from luthier.data.chat import ChatTemplate
-from luthier.data.ledger import Ledger
-from luthier.data.loader import Dataset, StepSource, hold_out
-from luthier.data.prepare import TokenDataset, prepare
+from luthier.data.loader import StepSource
+from luthier.data.stream import StreamSource
 from luthier.errors import ConfigError, DataError
-from luthier.evaluate.answers import Question
+from luthier.evaluate.answers import question_of
 from luthier.kernels import native
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import plan_activations
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
-from luthier.models.load import load_model, resolve_model
+from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.lora import LoraReport, apply_lora
+from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.policy import Policy
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
-from luthier.places import cache_folder
+from luthier.training.examine import asks
 from luthier.training.loop import Trainer
+from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 
-Say = Callable[[str], None]
 CPU_MICRO_TOKENS = 2048
 
 
-@dataclass(frozen=True)
-class Data:
-    """The rows of a run, tokenised, and what became of each."""
+def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[ChatTemplate | None, str]:
+    """The model's own chat template, or the one that `data.template` names; without one the reason why.
 
-    train: Dataset
-    held_out: Dataset | None
-    ledgers: dict[str, Ledger]
-    notes: tuple[str, ...]
-    """What a person should be told once."""
-
-
-def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate:
-    """The model's own chat template, or the one that `data.template` names."""
+    A model without a chat template can learn from plain text.
+    """
     source = None
     if config.data.template is not None:
         try:
@@ -61,58 +53,64 @@ def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> ChatTe
         except (OSError, UnicodeDecodeError) as error:
             raise ConfigError(f"data.template {config.data.template} cannot be read: {error}") from error
         tokenizer.chat_template = source  # so that it is saved with what is trained
-    return ChatTemplate(tokenizer, source, config.data.template_args)
+    try:
+        return ChatTemplate(tokenizer, None, config.data.template_args), ""
+    except DataError as error:
+        if source is not None:
+            raise
+        return None, str(error)
 
 
-def prompt_notes(template: ChatTemplate, question: Question) -> list[str]:
-    """Says so if the model would later be asked in other words than it is trained on.
+def template_notes(
+    template: ChatTemplate | None, first: Example, tokenizer: PreTrainedTokenizerFast
+) -> list[str]:
+    """What a person should know about the template.
 
     Templates of reasoning models write an empty block of thoughts into answers without any, but not into the
-    prompt for a new answer unless they are told to.
+    prompt for a new answer unless they are told to; the model would then be asked in other words than it learned.
     """
-    if question.prompt.rstrip().endswith(template.generation_prompt.rstrip()):
+    if template is None or not asks(first):
         return []
-    return [
-        f"note: rows are learned after {question.prompt[-60:]!r}, but a new answer is asked for with "
-        f"{template.generation_prompt!r}. To make them equal, give the template the variable that closes the "
-        "gap, such as data.template_args.enable_thinking=false."
-    ]
-
-
-def build_data(config: Config, template: ChatTemplate, cluster: Cluster, say: Say) -> Data:
-    """Reads, renders and tokenises the rows. The main rank goes first, so that the others find the cache."""
-
-    def tokens(paths: list[str], what: str) -> TokenDataset:
-        def progress(rows: int) -> None:
-            say(f"{what}: {rows} rows read")
-
-        return prepare(
-            paths,
-            template,
-            max_length=config.max_length,
-            overlong=config.data.overlong or "drop",  # type: ignore[arg-type]
-            max_drop_fraction=config.data.max_drop_fraction,
-            cache_folder=cache_folder("tokens") if config.data.cache else None,
-            progress=progress if cluster.is_main else None,
+    notes = []
+    if not template.closes_turns:
+        notes.append(
+            "the chat template ends answers without a token of their own, so when to stop is not learned"
         )
-
-    if not cluster.is_main:
-        cluster.barrier()
-    train = tokens([entry.path for entry in config.data.all_sets], "data.path")
-    eval_path = config.data.eval_path
-    evaluated = tokens(eval_path, "data.eval_path") if eval_path else None
-    if cluster.is_main:
-        cluster.barrier()
-    ledgers = {"train": train.ledger} | ({"eval": evaluated.ledger} if evaluated else {})
-    if config.data.eval_rows == 0:
-        return Data(train, evaluated, ledgers, train.notes)
-    if config.data.eval_rows >= len(train):
-        raise DataError(
-            f"data.eval_rows is {config.data.eval_rows}, but only {len(train)} rows can be used; "
-            "lower it, so that rows are left to learn from"
+    prompt = question_of(first, tokenizer).prompt
+    if not prompt.rstrip().endswith(template.generation_prompt.rstrip()):
+        notes.append(
+            f"note: rows are learned after {prompt[-60:]!r}, but a new answer is asked for with "
+            f"{template.generation_prompt!r}. To make them equal, give the template the variable that closes the "
+            "gap, such as data.template_args.enable_thinking=false."
         )
-    kept, held_out = hold_out(train, config.data.eval_rows, config.seed)
-    return Data(kept, held_out, ledgers, train.notes)
+    return notes
+
+
+def build_data(
+    config: Config,
+    tokenizer: PreTrainedTokenizerFast,
+    template: tuple[ChatTemplate | None, str],
+    cluster: Cluster,
+    say: Say,
+    scratch: Path,
+) -> Data:
+    """Reads, converts and tokenises the rows; of a stream only the first ones.
+
+    Args:
+        template: what `build_template` gave.
+        scratch: a folder of the run for tokens that are not kept.
+    """
+    method = build_method(config)
+    data = DataBuilder(
+        config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
+    ).build()
+    if data.stream is not None and type(method).arrange is not Method.arrange:
+        data.close()
+        raise ConfigError(
+            f"method {config.method.name} looks at each row beside another one, so it needs all rows at once; "
+            "set data.streaming: false"
+        )
+    return data
 
 
 def build_trainer(
@@ -131,19 +129,12 @@ def build_trainer(
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
-    source = StepSource(
-        data.train,
-        tokens_per_step=config.train.tokens_per_step,
-        micro_tokens=micro_tokens,
-        seed=config.seed,
-        rank=cluster.rank,
-        world=cluster.world,
-        sharing=config.data.share_prefixes and policy.can_share,
-    )
+    method = build_method(config)
+    source = _source(config, data, method, policy, cluster, micro_tokens)
     total_steps = source.total_steps(config.train.epochs, config.train.steps)
     trainer = Trainer(
         policy,
-        build_method(config),
+        method,
         source,
         _plugin(luthier.optim, config.optim.name, config.optim.options).build(trained, config.learning_rate),
         _schedule(config, total_steps),
@@ -152,6 +143,39 @@ def build_trainer(
     )
     _plan(config, trainer, say if cluster.is_main else lambda line: None)
     return trainer, notes
+
+
+def _source(
+    config: Config, data: Data, method: Method, policy: Policy, cluster: Cluster, micro_tokens: int
+) -> StepSource | StreamSource:
+    """The micro-batches of each step."""
+    options: dict[str, Any] = {
+        "tokens_per_step": config.train.tokens_per_step,
+        "micro_tokens": micro_tokens,
+        "seed": config.seed,
+        "rank": cluster.rank,
+        "world": cluster.world,
+        "sharing": config.data.share_prefixes and policy.can_share,
+        "cost": _cost(policy, adapters=config.lora is not None),
+    }
+    if data.stream is None:
+        return StepSource(method.arrange(data.train), **options)
+    return StreamSource(
+        data.stream,
+        epochs=None if config.train.steps else config.train.epochs,
+        max_drop_fraction=config.data.max_drop_fraction,
+        **options,
+    )
+
+
+def _cost(policy: Policy, *, adapters: bool) -> CostModel:
+    """What rows cost, by the shape of the model."""
+    shape = policy.model.config.get_text_config()
+    heads = getattr(shape, "num_attention_heads", 0) or 0
+    size = getattr(shape, "head_dim", None) or (getattr(shape, "hidden_size", 0) // max(1, heads))
+    layers = getattr(shape, "num_hidden_layers", 0) or 0
+    weights = sum(p.numel() for p in policy.parameters())
+    return CostModel.of(layers=layers, attention_size=heads * size, weights=weights, adapters=adapters)
 
 
 def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
@@ -170,10 +194,13 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
             "Set model.dtype: auto, bfloat16 or float32."
         )
     folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
-    choice = choose_policy(load_model(folder, dtype, device), config.model.packing, config.max_length)
+    model = load_model(folder, dtype, device)
+    tokens = _place_tokens(config, model)
+    choice = choose_policy(model, config.model.packing, config.max_length)
     policy = choice.policy
-    notes = [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(_adapt(config, policy.model))
+    notes = [tokens.note()] if config.model.new_tokens else []
+    notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
+    notes.append(_adapt(config, policy.model, list(tokens.ids.values())))
     if config.model.fused:
         _, line = fuse_checked(policy)
         notes.append(line)
@@ -197,7 +224,8 @@ def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:
     most = config.train.micro_tokens
     if config.train.tokens_per_micro_batch is not None or device.type != "cpu":
         return most
-    least = max(min(most, CPU_MICRO_TOKENS), int(np.max(data.train.lengths)))
+    longest = config.max_length if data.stream is not None else int(np.max(data.train.lengths))
+    least = max(min(most, CPU_MICRO_TOKENS), longest)
     return config.train.tokens_per_step // max(1, config.train.tokens_per_step // least)
 
 
@@ -234,7 +262,18 @@ def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
     return load_plugin(package, name)(**options)
 
 
-def _adapt(config: Config, model: torch.nn.Module) -> str:
+def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
+    """Gives the model rows for new tokens, as many as its tokenizer gets."""
+    tokens = NewTokens({}, {}, {}, 0)
+    if config.model.new_tokens:
+        name, revision = config.model.name, config.model.revision
+        tokenizer = load_tokenizer(name, revision=revision, offline=config.offline)
+        tokens = add_tokens(tokenizer, config.model.new_tokens)
+        place_tokens(model, tokens)
+    return tokens
+
+
+def _adapt(config: Config, model: torch.nn.Module, tokens: list[int]) -> str:
     """Puts adapters into the model, or opens all of its weights; says which."""
     lora = config.lora
     if lora is None:
@@ -248,6 +287,8 @@ def _adapt(config: Config, model: torch.nn.Module) -> str:
         rslora=lora.rslora,
         target=lora.target,
         modules_to_save=lora.modules_to_save,
+        tokens=tokens,
+        train_tokens=config.model.train_new_tokens,
         generator=torch.Generator().manual_seed(config.seed % 2**63),
     )
     stacked = sum(p.dim() > 2 for p in model.parameters())

@@ -1,10 +1,11 @@
 """Checkpoints: all that a run needs to go on bit for bit, written whole or not at all.
 
 A checkpoint holds the trained weights (an adapter in PEFT's format, or all of them) and `trainer.pt`:
-optimizer, progress and the random state of every rank. The position in the data is a function of the step.
+optimizer, progress, the random state of every rank, and the position in the data: a function of the step, unless
+the rows are a stream.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,8 @@ def save_checkpoint(
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
                 "statistics": trainer.learner.statistics,
+                "source": trainer.source.state(),
+                "total_steps": trainer.schedule.total_steps,
             }
             torch.save(state, partial / STATE)
     trainer.cluster.barrier()
@@ -74,6 +77,9 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     trainer.optimizer.load_state_dict(state["optimizer"])
     trainer.progress = Progress(**state["progress"])
     trainer.learner.statistics = state.get("statistics")
+    if state.get("source"):
+        trainer.source.restore(state["source"])
+        trainer.schedule = replace(trainer.schedule, total_steps=state["total_steps"])
     _set_random_state(state["random"][trainer.cluster.rank])
 
 

@@ -2,12 +2,16 @@
 
 import time
 from collections.abc import Callable
+from itertools import islice
 from typing import Literal
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.config.tree import Config
+from luthier.data.batch import Example
 from luthier.data.loader import Dataset
+from luthier.data.tokens import last_learned
 from luthier.evaluate import metrics
 from luthier.evaluate.answers import Question, answer, question_of
 from luthier.models.inference import stop_ids
@@ -15,7 +19,15 @@ from luthier.rollout.native import NativeGenerator
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
 from luthier.runs.samples import Sample, append_samples
-from luthier.training.build import Say
+from luthier.training.rows import Say
+
+
+def asks(example: Example) -> bool:
+    """Whether an example can be asked as a question: it has tokens to learn, and others before them."""
+    if len(example.segments) != 1:
+        return False
+    learned = np.flatnonzero(example.segments[0].weights)
+    return len(learned) > 0 and last_learned(example.segments[0].weights).start > 0
 
 
 class Examiner:
@@ -44,9 +56,8 @@ class Examiner:
             wanted = max(wanted, self.settings.metric_rows or available)
         self.questions: list[Question] = []
         if held_out is not None:
-            self.questions = [
-                question_of(held_out.example(i), tokenizer) for i in range(min(wanted, available))
-            ]
+            examples = filter(asks, map(held_out.example, range(available)))
+            self.questions = [question_of(one, tokenizer) for one in islice(examples, wanted)]
         stop = stop_ids(model, tokenizer)
         self.generator = NativeGenerator(model, eos_token_ids=stop, tokenizer=tokenizer)
 

@@ -4,6 +4,9 @@ import math
 from collections.abc import Callable
 
 from luthier.config.tree import ModelSection
+from luthier.data.ledger import Ledger
+from luthier.data.loader import StepSource
+from luthier.data.stream import StreamSource
 from luthier.runs import audit
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
@@ -23,6 +26,36 @@ def log_steps(
         progress.step(report.values, gpu=gpu_memory())
 
     return hook
+
+
+def follow_stream(
+    folder: RunFolder, progress: TrainProgress, ledgers: dict[str, Ledger], say: Callable[[str], None]
+) -> Callable[[Trainer, Report], None]:
+    """Keeps up with a stream: how many steps are to come, what there is to say, and the ledger.
+
+    For the main rank only.
+    """
+    said: set[str] = set()
+
+    def hook(trainer: Trainer, report: Report) -> None:
+        progress.total_steps = trainer.schedule.total_steps
+        source = trainer.source
+        if isinstance(source, StreamSource) and source.took_window():
+            write_ledgers(folder, ledgers, source)
+            for line in source.notes.lines():
+                kind = line.split(" (first ")[0].lstrip("0123456789 ")
+                if kind not in said:
+                    said.add(kind)
+                    say(line)
+
+    return hook
+
+
+def write_ledgers(folder: RunFolder, ledgers: dict[str, Ledger], source: StepSource | StreamSource) -> None:
+    """Writes what became of the rows; of a stream, as far as it was read."""
+    if isinstance(source, StreamSource):
+        ledgers = ledgers | {"train": source.ledger}
+    folder.write_json(folder.ledger, {name: ledger.to_json() for name, ledger in ledgers.items()})
 
 
 class EvaluateLoss:

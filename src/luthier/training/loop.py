@@ -8,6 +8,7 @@ however it was cut into micro-batches and ranks.
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from luthier.data.batch import Batch
 from luthier.data.loader import StepSource
 from luthier.data.sharing import num_logical_tokens
+from luthier.data.stream import StreamSource
 from luthier.errors import RunError
 from luthier.methods.base import Method
 from luthier.models.policy import Policy
@@ -43,7 +45,7 @@ class Trainer:
         self,
         policy: Policy,
         method: Method,
-        source: StepSource,
+        source: StepSource | StreamSource,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
         cluster: Cluster,
@@ -64,7 +66,7 @@ class Trainer:
 
     def run(self) -> Progress:
         """Trains until the schedule ends or something asks to stop."""
-        while not self._agreed_to_stop() and self.progress.step < self.schedule.total_steps:
+        while not self._agreed_to_stop() and self.progress.step < self._num_steps():
             self.policy.train()
             report = self.step(self.source.step(self.progress.step))
             for hook in self.hooks:
@@ -93,6 +95,13 @@ class Trainer:
     def interrupt(self, reason: str) -> None:
         """Asks to stop after the step under way."""
         self.interrupted = reason
+
+    def _num_steps(self) -> int:
+        """Steps of the run, which a stream of rows knows better and better; the schedule is stretched to them."""
+        known = self.source.ready(self.schedule.total_steps)
+        if known != self.schedule.total_steps:
+            self.schedule = replace(self.schedule, total_steps=known)
+        return known
 
     def _agreed_to_stop(self) -> bool:
         """Whether to stop before the next step. All ranks leave at the same one, whichever got the signal."""

@@ -29,7 +29,7 @@ def explain_nonfinite(trainer: "Trainer", micro_batches: list[Batch], values: di
     if broken:
         cause = f"The weights themselves are not finite any more ({broken[0]} and {len(broken) - 1} others). "
     elif rows:
-        named = [trainer.source.dataset.locate(row) for row in rows[:SHOWN]]
+        named = [trainer.source.locate(row) for row in rows[:SHOWN]]
         more = f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
         cause = f"It comes from {', '.join(named)}{more}. "
     else:

@@ -11,11 +11,11 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
+from luthier.data.chat import ChatTemplate
 from luthier.data.loader import in_order
-from luthier.data.sources import list_files
+from luthier.data.stream import StreamSource
 from luthier.errors import Interrupted, LuthierError, RunError
 from luthier.evaluate import metrics
-from luthier.evaluate.answers import question_of
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.adapter_files import save_adapter
 from luthier.models.compat import bars_on_terminals_only, plain_attention
@@ -37,11 +37,11 @@ from luthier.training.build import (
     build_method,
     build_template,
     build_trainer,
-    prompt_notes,
+    template_notes,
 )
 from luthier.training.checkpoint import load_checkpoint, load_weights
 from luthier.training.examine import Examiner
-from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, log_steps
+from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, follow_stream, log_steps, write_ledgers
 from luthier.training.loop import Trainer
 from luthier.training.resume import (
     check_same_config,
@@ -50,6 +50,7 @@ from luthier.training.resume import (
     keep_config,
     with_absolute_paths,
 )
+from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 
 
@@ -107,14 +108,38 @@ def _execute(
     config: Config, folder: RunFolder, cluster: Cluster, resume: bool, allow_changes: bool, say: Say
 ) -> Result:
     """Everything between the folder's first file and its last."""
-    tokenizer = load_tokenizer(config.model.name, revision=config.model.revision, offline=config.offline)
+    tokenizer = load_tokenizer(
+        config.model.name,
+        revision=config.model.revision,
+        offline=config.offline,
+        new_tokens=config.model.new_tokens,
+    )
     template = build_template(config, tokenizer)
-    data = build_data(config, template, cluster, say)
+    data = build_data(config, tokenizer, template, cluster, say, folder.path / "tokens")
+    try:
+        return _learn(config, folder, cluster, data, tokenizer, template[0], resume, allow_changes, say)
+    finally:
+        data.close()
+
+
+def _learn(
+    config: Config,
+    folder: RunFolder,
+    cluster: Cluster,
+    data: Data,
+    tokenizer: PreTrainedTokenizerFast,
+    template: ChatTemplate | None,
+    resume: bool,
+    allow_changes: bool,
+    say: Say,
+) -> Result:
+    """Everything once the rows are there."""
     for name, ledger in data.ledgers.items():
-        say(f"{name} data: {ledger.summary()}")
-    for note in [*data.notes, *prompt_notes(template, question_of(data.train.example(0), tokenizer))]:
+        first = " (the first window)" if name == "train" and data.stream is not None else ""
+        say(f"{name} data{first}: {ledger.summary()}")
+    for note in [*data.notes, *template_notes(template, data.train.example(0), tokenizer)]:
         say(note)
-    hashes = _data_hashes(config)
+    hashes = data_hashes(config)
     if resume:
         check_same_data(hashes, folder, allow_changes)
     trainer, notes = build_trainer(config, data, cluster, say)
@@ -145,6 +170,7 @@ def _execute(
             examiner.examine("after", trainer.progress.step, folder, writer, say) if cluster.is_main else {}
         )
     if cluster.is_main:
+        write_ledgers(folder, data.ledgers, trainer.source)
         about = (folder.metrics, folder.ledger, folder.samples, folder.environment)
         files = [path for path in (*trained.iterdir(), *about) if path.is_file()]
         audit.append(folder.audit, "files", {"files": audit.hash_files(folder.path, files)})
@@ -160,13 +186,14 @@ def _train(
 ) -> None:
     """Runs the loop with its hooks; saves a whole checkpoint when it is interrupted."""
     cluster, device = trainer.cluster, trainer.device
+    held_out = trainer.method.arrange(data.held_out) if data.held_out is not None else None
     progress = TrainProgress(trainer.schedule.total_steps, first_step=trainer.progress.step)
 
     def held_out_loss() -> dict[str, float]:
-        if data.held_out is None:
+        if held_out is None:
             return {}
-        budget = max(trainer.source.micro_tokens, int(data.held_out.lengths.max()))
-        batches = in_order(data.held_out, budget, cluster.rank, cluster.world)
+        budget = max(trainer.source.micro_tokens, int(held_out.lengths.max()))
+        batches = in_order(held_out, budget, cluster.rank, cluster.world)
         return evaluate_loss(
             trainer.policy, trainer.method, batches, cluster, device, trainer.learner.reference
         )
@@ -176,6 +203,8 @@ def _train(
         progress.evaluated(values["loss"])
 
     own = folder if cluster.is_main else None
+    if own is not None and isinstance(trainer.source, StreamSource):
+        trainer.hooks.append(follow_stream(own, progress, data.ledgers, say))
     saver = SaveCheckpoints(own, config.model, config.checkpoint.every, config.checkpoint.keep)
     if own is not None:
         trainer.hooks.append(log_steps(writer, progress, lambda: _gpu_memory(device)))
@@ -221,12 +250,6 @@ def _save_trained(
                 model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
     return target
-
-
-def _data_hashes(config: Config) -> dict[str, str]:
-    """SHA-256 of every data file, by its number and name: two folders may have files of one name."""
-    files = list_files([entry.path for entry in (*config.data.all_sets, *config.data.eval_sets)])
-    return {f"{number}:{file.name}": audit.hash_file(file) for number, file in enumerate(files)}
 
 
 def _describe(folder: RunFolder, config: Config, data: Data, hashes: dict[str, str], resume: bool) -> None:
