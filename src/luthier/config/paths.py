@@ -31,6 +31,20 @@ def looks_like_path(name: str) -> bool:
     )
 
 
+def absolute_data(given: str) -> str:
+    """What `data` names, so that it means the same from every folder: local files, folders and patterns as absolute
+    paths, everything else (the hub, URLs, `-`) as it is."""
+    registry, sharp, names = given.partition("#")
+    path = Path(given).expanduser()
+    if path.exists():
+        return str(path.absolute())
+    if sharp and Path(registry).expanduser().exists():
+        return str(Path(registry).expanduser().absolute()) + sharp + names
+    if glob.has_magic(given) and not _is_elsewhere(given):
+        return str(path.absolute())
+    return given
+
+
 def is_data_name(name: str) -> bool:
     """Whether a file's name ends like that of a file with rows."""
     name = name.lower()
@@ -64,7 +78,7 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
 
 def _data_fault(given: str) -> str:
     """Why data cannot be there; empty also where only looking at the hub or behind a URL could tell."""
-    if given == "-" or re.match(r"hf:|[a-z][a-z0-9+.-]*://", given):
+    if _is_elsewhere(given):
         return ""
     path = Path(given).expanduser()
     try:
@@ -85,6 +99,11 @@ def _data_fault(given: str) -> str:
     if _may_be_on_the_hub(given):
         return ""
     return _file_fault(path)
+
+
+def _is_elsewhere(given: str) -> bool:
+    """Whether a name can be no local path: a stream, a hub set or a URL."""
+    return given == "-" or re.match(r"hf:|[a-z][a-z0-9+.-]*://", given) is not None
 
 
 def _folder_fault(path: Path) -> str:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from luthier.config.dump import config_diff, dump_config
 from luthier.config.load import load_config
+from luthier.config.paths import absolute_data
 from luthier.config.plugins import is_own_file
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, LuthierError
@@ -85,11 +86,12 @@ def with_absolute_paths(config: Config) -> Config:
         return str(Path(name).absolute()) if name is not None and Path(name).exists() else name
 
     def all_absolute(names: list[str] | None) -> list[str] | None:
-        return [absolute(name) or name for name in names] if names is not None else None
+        return [absolute_data(name) for name in names] if names is not None else None
 
     data = config.data.model_copy(
         update={
             "path": all_absolute(config.data.path),
+            "sets": [one.model_copy(update={"path": absolute_data(one.path)}) for one in config.data.sets],
             "eval_path": all_absolute(config.data.eval_path),
             "template": absolute(config.data.template),
         }

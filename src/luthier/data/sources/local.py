@@ -31,6 +31,8 @@ def find_local(given: str, split: str | None) -> Found | None:
     Raises:
         DataError: if what is there holds no data, is of an unknown kind or cannot be reached.
     """
+    if "\0" in given:
+        raise DataError(f"{given!r} cannot be read: no path has a NUL character")
     path = Path(given).expanduser()
     if given == "-" or is_pipe(path):
         return Found([StreamFile(given)])

@@ -117,21 +117,21 @@ class RowSet:
                 if end is not None and seen >= end:
                     break
                 file = self.files[number]
-                for place, record, fault, *behind in read_file(file, mark):
+                name = file.name
+                for place, record, fault, at, inside, line in read_file(file, mark):
                     seen += 1
                     if choose is None or choose(seen - 1):
                         taken = choose.taken if choose is not None else 0
-                        yield (
-                            file.name,
-                            place,
-                            record,
-                            fault,
-                            _new(Cursor, (turn, number, *behind, seen, taken)),
-                        )
+                        cursor = _new(Cursor, (turn, number, at, inside, line, seen, taken))
+                        yield name, place, record, fault, cursor
                     if seen == end:
                         break
                 mark = START
-            first_file = seen = taken = 0
+            if seen <= self.window[0] > 0:
+                raise DataError(
+                    f"{self.where}: the split's part begins at row {self.window[0]}, but there are {seen}"
+                )
+            mark, first_file, seen, taken = START, 0, 0, 0
 
 
 class _Choice:

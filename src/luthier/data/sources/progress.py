@@ -47,7 +47,7 @@ def _of_window(one: RowSet, cursor: Cursor, before: float) -> float:
 
 
 def _of_file(file: DataFile, cursor: Cursor) -> float:
-    if cursor.line == 0:
+    if not (cursor.at or cursor.line):
         return 0.0
     if file.kind == "parquet":
         return cursor.line / max(1, tables.count_parquet(file))

@@ -15,12 +15,13 @@ def read_file(file: DataFile, start: Mark = START) -> Iterator[Parsed]:
     Raises:
         DataError: if the file cannot be read, is of another kind than its name says, or is empty.
     """
-    empty = start == START
-    for parsed in _READERS[file.kind](file, *start):
-        empty = False
-        yield parsed
-    if empty:
+    rows = _READERS[file.kind](file, *start)
+    first = next(rows, None)
+    if first is None and start == START:
         raise DataError(f"{file.name} is empty: it has no rows; take it out of the data or fill it")
+    if first is not None:
+        yield first
+        yield from rows
 
 
 def count_rows(file: DataFile) -> int:
