@@ -2,6 +2,7 @@
 """From files to tokens: every row is accounted for, the cache is honest, and people are told what is wrong."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
-from chat_samples import CHATML, UNENDED, byte_level
+from chat_samples import CHATML, byte_level
+from luthier.config.data_section import SetSection
 from luthier.data import cache
 from luthier.data.chat import ChatTemplate
 from luthier.data.conversation import conversation_from
-from luthier.data.detect import detect, known_formats
-from luthier.data.prepare import TokenDataset, encode_rows, prepare
+from luthier.data.encode import EncodeOptions
+from luthier.data.pipeline import Pipeline, Plan, Recipe
+from luthier.data.prepare import prepare, prepare_plan
 from luthier.data.sources import read_rows
+from luthier.data.store import TokenDataset
 from luthier.errors import DataError
 
 
@@ -70,7 +74,7 @@ def test_dropped_rows_leave_their_reason_and_no_gap(tmp_path: Path, template: Ch
     rows = [
         chat("q", "a"),
         "{broken",
-        {"text": "no messages"},
+        {"words": "no messages"},
         chat("q<|im_end|>", "a"),
         {"messages": [{"role": "robot", "content": "q"}]},
         chat("q", "\na"),
@@ -92,7 +96,7 @@ def test_dropped_rows_leave_their_reason_and_no_gap(tmp_path: Path, template: Ch
     said = "\n".join(reason for seen in ledger.examples.values() for _, reason in seen)
     for reason in (
         "the line is not valid JSON: Expecting property name enclosed in double quotes at column 2",
-        "the row has no `messages`; its fields are `text`",
+        "no known format has the columns that were found: `words`",
         "message 1 (user) contains '<|im_end|>', which the tokenizer reads as a control token",
         "message 1 has the unknown role 'robot'; it must be one of",
         "is partly prompt ('\\n') and partly an answer ('\\n'); remove the white space",
@@ -127,12 +131,14 @@ def test_every_row_of_any_file_ends_in_the_ledger(
 ) -> None:
     file = write(tmp_path / "a.jsonl", [json.dumps(chat("q", "a")), *lines])
     num_rows = 1 + sum(bool(line.strip()) for line in lines)
-    rows = list(encode_rows(read_rows([file]), template, max_length, overlong))
+    recipe = Recipe(template.tokenizer, EncodeOptions(max_length, overlong), template)
+    pipeline = Pipeline(Plan((SetSection(path=str(file)),), recipe))
+    rows = list(pipeline.prepared(read_rows([file])))
     assert [one.row.number for one in rows] == list(range(num_rows))
     for one in rows:
-        assert (one.encoded is None) == (one.status == "dropped")
+        assert (one.encoded is None) == (one.status == "dropped") == (one.examples == [])
         assert one.reason if one.status != "kept" else one.reason is None
-        assert one.encoded is None or len(one.encoded.ids) <= max_length
+        assert all(len(example) <= max_length and example.row == one.row.number for example in one.examples)
     try:
         ledger = prepared(file, template, max_length=max_length, overlong=overlong).ledger
     except DataError as fault:
@@ -152,7 +158,7 @@ def test_overlong_rows_by_choice(tmp_path: Path, template: ChatTemplate) -> None
     end = cut.example(1).segments[0].ids.tolist()
     assert whole[-len(end) :] == end
     with pytest.raises(
-        DataError, match=r"a\.jsonl:2 has \d+ tokens, more than the 60 of data\.max_length; raise it"
+        DataError, match=r"a\.jsonl:2: the row has \d+ tokens, more than the 60 of data\.max_length; raise it"
     ):
         prepared(file, template, max_length=60, overlong="error")
 
@@ -169,50 +175,6 @@ def test_no_row_left(tmp_path: Path, template: ChatTemplate) -> None:
         DataError, match=r"none of the 1 rows can be used(.|\n)*more than the 3 of data\.max_length"
     ):
         prepared(file, template, max_length=3)
-
-
-def test_template_without_an_end_of_turn_is_mentioned(tmp_path: Path, template: ChatTemplate) -> None:
-    file = write(tmp_path / "a.jsonl", [chat("q", "a")])
-    assert prepared(file, template).notes == ()
-    (note,) = prepared(file, ChatTemplate(byte_level(), UNENDED)).notes
-    assert "when to stop is not learned" in note
-
-
-def test_formats(tmp_path: Path, template: ChatTemplate) -> None:
-    rows = [
-        {"prompt": "q", "completion": "a"},
-        {"prompt": [{"role": "system", "content": "s"}, *chat("q", "x")["messages"]], "completion": [{"role": "assistant", "content": "a"}]},
-        {"prompt": 3, "completion": "a"},
-        {"prompt": "q", "completion": []},
-        {"prompt": "q"},
-    ]  # fmt: skip
-    dataset = prepared(write(tmp_path / "a.jsonl", rows), template)
-    learned = [segment.ids[segment.weights > 0] for i in range(2) for segment in dataset.example(i).segments]
-    assert [template.tokenizer.decode(ids) for ids in learned] == ["a<|im_end|>"] * 2
-    reasons = [reason for seen in dataset.ledger.examples.values() for _, reason in seen]
-    assert reasons == [
-        "`prompt` is neither text nor a list of messages",
-        "`completion` is an empty list",
-        "the row has no `completion`; its fields are `prompt`",
-    ]
-
-
-@pytest.mark.parametrize("format", known_formats(), ids=lambda format: format.name)
-def test_every_format_is_found_by_its_columns(format: Any) -> None:
-    assert format.columns and format.__class__.__name__ == "Format"
-    found = detect(dict.fromkeys([*format.columns, *format.optional, "something_else"]))
-    assert found == format
-    assert detect(dict.fromkeys(format.columns[1:])) != format
-
-
-def test_unknown_table_lists_what_there_is(tmp_path: Path, template: ChatTemplate) -> None:
-    file = write(tmp_path / "a.jsonl", [{"instruction": "q", "output": "a"}])
-    with pytest.raises(DataError) as caught:
-        prepared(file, template)
-    assert "no known format has the columns that were found: `instruction`, `output`" in str(caught.value)
-    assert all(
-        f"  {format.name}: {', '.join(format.columns)}" in str(caught.value) for format in known_formats()
-    )
 
 
 def test_progress_counts_rows(
@@ -273,7 +235,7 @@ def test_cache_is_missed_when_anything_changes(
     with cached.file.open("a") as stream:
         stream.write(json.dumps(chat("s", "c")) + "\n")
     assert not cached.is_hit(template)
-    monkeypatch.setattr(cache, "_code_version", lambda: "another")
+    monkeypatch.setattr(cache, "code_version", lambda: "another")
     assert not cached.is_hit(template)
     assert cached.is_hit(template)
 
@@ -292,7 +254,7 @@ def test_cache_of_a_template_with_a_date_lasts_a_day(
 
             return date.today() + timedelta(days=1)
 
-    monkeypatch.setattr("luthier.data.prepare.date", Tomorrow)
+    monkeypatch.setattr("luthier.data.encode.date", Tomorrow)
     assert not cached.is_hit(dated)
 
 
@@ -303,17 +265,17 @@ def test_damaged_cache_is_made_again(tmp_path: Path, template: ChatTemplate, dam
     (entry,) = cached.entries()
     ids, meta = entry / "ids.npy", entry / "meta.json"
     content = bytearray(ids.read_bytes())
+    ids.unlink()  # never written over: it may be mapped
     if damage == "truncate":
         ids.write_bytes(content[:-8])
     elif damage == "flip":
         content[-1] ^= 1
         ids.write_bytes(content)
     elif damage == "remove":
-        ids.unlink()
-    elif damage == "garble":
-        meta.write_text("[]")
+        pass
     else:
-        meta.write_text("")
+        ids.write_bytes(content)
+        meta.write_text("[]" if damage == "garble" else "")
     assert cache.load(entry) is None
     assert same(prepared(cached.file, template, cache_folder=cached.folder), prepared(cached.file, template))
     assert cache.load(entry) is not None
@@ -329,17 +291,58 @@ def test_cache_that_cannot_be_written_is_reported_and_costs_nothing_else(
     assert "the tokens could not be kept in" in dataset.notes[0]
 
 
-def test_failed_write_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*args: Any) -> None:
+def test_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No space left"), cache.new_entry(tmp_path / "entry", {}) as folder:
+        np.save(folder / "ids.npy", np.arange(3))
         raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("luthier.data.cache.np.save", full)
-    with pytest.raises(OSError, match="No space left"):
-        cache.save(tmp_path / "entry", {"ids": np.arange(3)}, {})
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    dead, alive = tmp_path / "entry.99999999.partial", tmp_path / f"entry.{os.getppid()}.partial"
+    dead.mkdir()
+    alive.mkdir()
+    with cache.new_entry(tmp_path / "entry", {}):
+        pass
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["entry", alive.name])
+
+
+def test_a_disk_without_room_is_told_with_what_to_do(
+    tmp_path: Path, template: ChatTemplate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("luthier.data.prepare.write_rows", full)
+    file = write(tmp_path / "a.jsonl", [chat("q", "a")])
+    with pytest.raises(
+        DataError, match=r"tokens cannot be written to .*: No space left on device\. Make room"
+    ):
+        prepared(file, template, cache_folder=tmp_path / "cache")
+
+
 def test_cache_code_version_covers_every_file_of_the_package() -> None:
-    version = cache._code_version()
+    version = cache.code_version()
     folder = Path(cache.__file__).parent
     assert all(f'"{file.relative_to(folder)}"' in version for file in folder.rglob("*.py"))
+
+
+@pytest.mark.parametrize("split", [1, 303])
+def test_processes_at_work_change_nothing(tmp_path: Path, template: ChatTemplate, split: int) -> None:
+    rows = [chat(f"q{i} " * (i % 5), f"a{i}") for i in range(300)] + ["{broken"] * 3
+    file = write(tmp_path / "a.jsonl", rows[:split])
+    recipe = Recipe(template.tokenizer, EncodeOptions(100, None), template)
+    plan = Plan((SetSection(path=str(file)),), recipe)
+    one, two = (prepare_plan(plan, workers=workers, max_drop_fraction=1.0) for workers in (0, 2))
+    assert same(one, two) and one.ledger == two.ledger
+
+
+def test_rows_without_a_template_are_told_unless_they_are_text(tmp_path: Path) -> None:
+    tokenizer = byte_level()
+    recipe = Recipe(tokenizer, EncodeOptions(100, None), None, "this model has no chat template")
+    text = write(tmp_path / "text.jsonl", [{"text": "once upon a time"}])
+    chats = write(tmp_path / "chats.jsonl", [chat("q", "a")])
+    dataset = prepare_plan(Plan((SetSection(path=str(text)),), recipe))
+    assert len(dataset) == 1 and dataset.num_targets == dataset.num_tokens
+    with pytest.raises(DataError, match="this model has no chat template"):
+        prepare_plan(Plan((SetSection(path=str(chats)),), recipe))
