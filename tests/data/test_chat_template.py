@@ -19,6 +19,7 @@ from chat_samples import (
 )
 from luthier.data.chat import ChatTemplate
 from luthier.data.conversation import Conversation, conversation_from
+from luthier.data.form import content_sentinel
 from luthier.errors import DataError, RowRefused
 
 
@@ -203,7 +204,7 @@ def test_template_that_cannot_be_trained_with_can_still_write_a_prompt(
         (CHATML, chat("a", "b", name="<s>"), r"message 2 \(assistant\) contains '<s>'"),
         (CHATML, chat("a\U000f0010", "b"), r"contains '\\U000f0010', which cannot be used in a text here"),
         (CHATML, chat("a\ud800", "b"), r"contains '\\ud800', which cannot be used in a text here"),
-        (CHATML, chat("a", "b 84105739260000006293750148"), "contains '84105739260000006293750148'"),
+        (CHATML, chat("a", f"b {content_sentinel(3)}"), f"contains '{content_sentinel(3)}'"),
         (CHATML, chat("a", "\nb"), r"the token '\\n\\n' is partly prompt \('\\n'\) and partly an answer \('\\n'\)"),
         (CHATML, chat("a", "b", reasoning_content="c"), r"no place for the reasoning of message 2 \(assistant\)"),
         (

@@ -8,8 +8,7 @@ who says what, so such a row is refused too. `<think>` and `</think>` are allowe
 """
 
 import json
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.conversation import Conversation, Message, describe
-from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, reasoning_of, twin
+from luthier.data.checks import TextCheck, count_left_out, refuse_homeless, refuse_unseen_tools
+from luthier.data.conversation import Conversation, Message
+from luthier.data.form import Form, adapt, twin
 from luthier.data.learn import Lesson, lesson_of
-from luthier.data.probe import Literals, ask
+from luthier.data.marking import Marked
+from luthier.data.probe import PROBE_TOOL, Literals, ask
 from luthier.data.spans import Endings, learned_spans, refuse_lost
-from luthier.data.template import RESERVED, TemplateProgram
+from luthier.data.template import TemplateProgram
 from luthier.data.tokens import (
     TokenEncoder,
     Tokens,
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
 _REASONING_TAGS = frozenset({"<think>", "</think>"})
 THINKING_SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning")
-_INLINE_REASONING = re.compile(r"<think>(.*?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -94,6 +94,7 @@ class ChatTemplate:
         self._program = TemplateProgram(plain)
         self._tool_program = self._program if with_tools == plain else TemplateProgram(with_tools)
         self.encoder = TokenEncoder(tokenizer)
+        self._special: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._literals: dict[tuple[bool, str], Literals] = {}
         self._added = [token for token in self.encoder.added if not token.isspace()]
         self._endings = Endings(any_of(self._added), _text_of(tokenizer.eos_token))
@@ -111,11 +112,11 @@ class ChatTemplate:
             raise DataError(f"the model's chat template cannot be used to train: {refusal}") from refusal
 
     @cached_property
-    def _control(self) -> re.Pattern[str]:
+    def _texts(self) -> TextCheck:
         """Finds the tokens that no row may contain: special ones, and others that the template writes."""
         written = self._main.text + self._main.generation
         control = {token for token in self._added if self.encoder.added[token] or token in written}
-        return any_of(control - _REASONING_TAGS)
+        return TextCheck(control - _REASONING_TAGS)
 
     @property
     def source(self) -> str:
@@ -130,7 +131,9 @@ class ChatTemplate:
     @property
     def closes_turns(self) -> bool:
         """Whether an answer ends with a token of its own. If not, the model does not learn when to stop."""
-        return not self._main.in_loop or bool(self._endings.tokens.search(self._main.ending))
+        return not self._main.in_loop or bool(
+            self._endings.tokens.search(self._main.ending) or self._endings.beyond(self._main)
+        )
 
     def render(self, what: Conversation | Lesson) -> Rendered:
         """The text of a conversation and the spans to learn: the assistant's answers, if nothing else is said.
@@ -140,20 +143,23 @@ class ChatTemplate:
         """
         lesson = what if isinstance(what, Lesson) else lesson_of(what)
         conversation, messages = lesson.conversation, lesson.conversation.messages
-        self._refuse_control(conversation)
+        self._texts.refuse(conversation)
         program = self._program_for(conversation.tools)
         literals = self._literals_for(program, self._arguments(conversation.template_args))
-        _refuse_homeless(messages, literals)
+        refuse_homeless(messages, literals)
         variables = self._variables(conversation.tools, conversation.template_args)
         marked = program.render_marked(adapt(messages, literals.form), variables)
         # The twin's text is never used, so there is nothing to check in it.
-        double = adapt(twin(messages, lesson.weights), literals.form)
-        around = program.render_marked(double, variables, check=False)
+
+        def around() -> Marked:
+            return program.render_marked(adapt(twin(messages, lesson.weights), literals.form), variables)
+
         spans = learned_spans(lesson, marked, around, literals, self._endings)
         if conversation.tools:
-            without = program.render(adapt(messages, literals.form), {**variables, "tools": None})
-            _refuse_unseen_tools(conversation.tools, marked.text, without)
-        return Rendered(marked.text, spans, _left_out(messages, marked.text))
+            refuse_unseen_tools(
+                conversation.tools, marked, program, adapt(messages, literals.form), variables
+            )
+        return Rendered(marked.text, spans, count_left_out(messages, marked.text))
 
     def encode(self, what: Conversation | Lesson) -> Encoded:
         """The tokens of a conversation and which of them are targets. Raises RowRefused as `render` does."""
@@ -209,20 +215,16 @@ class ChatTemplate:
         Raises:
             RowRefused: if the template refuses it or leaves out a message or a tool.
         """
-        self._refuse_control(conversation)
+        self._texts.refuse(conversation)
         tools, own = conversation.tools, conversation.template_args
-        program, literals = (
-            self._program_for(tools),
-            self._literals_for(self._program_for(tools), self._arguments(own)),
-        )
+        program = self._program_for(tools)
+        literals = self._literals_for(program, self._arguments(own))
         variables = {**self._variables(tools, own), "add_generation_prompt": True}
-        marked = program.render_marked(adapt(conversation.messages, literals.form), variables)
+        messages = adapt(conversation.messages, literals.form)
+        marked = program.render_marked(messages, variables)
         refuse_lost(conversation.messages, marked)
         if tools:
-            without = program.render(
-                adapt(conversation.messages, literals.form), {**variables, "tools": None}
-            )
-            _refuse_unseen_tools(tools, marked.text, without)
+            refuse_unseen_tools(tools, marked, program, messages, variables)
         return marked.text
 
     def thinking_switches(self, thinking: bool | None) -> dict[str, Any]:
@@ -261,27 +263,27 @@ class ChatTemplate:
         return self._tool_program if tools else self._program
 
     def _arguments(self, own: dict[str, Any]) -> dict[str, Any]:
-        return {**self.template_args, **own}
+        return {**self.template_args, **own} if own else self.template_args
 
     def _variables(self, tools: list[Any] | None, own: dict[str, Any]) -> dict[str, Any]:
         always = {"tools": tools, "documents": None, "add_generation_prompt": False}
-        return {**self.tokenizer.special_tokens_map, **self._arguments(own), **always}
+        return {**self._special, **self._arguments(own), **always}
 
     def _literals_for(self, program: TemplateProgram, arguments: dict[str, Any]) -> Literals:
-        key = program is self._tool_program, json.dumps(arguments, sort_keys=True, default=repr)
+        own = arguments is not self.template_args
+        key = (
+            program is self._tool_program,
+            json.dumps(arguments, sort_keys=True, default=repr) if own else "",
+        )
         if key not in self._literals:
-            self._literals[key] = ask(program, self._variables(None, arguments))
+            try:
+                self._literals[key] = ask(program, self._variables(None, arguments))
+            except RowRefused as refusal:
+                try:  # a template for rows with tools may not work without any
+                    self._literals[key] = ask(program, self._variables([PROBE_TOOL], arguments))
+                except RowRefused:
+                    raise refusal from None
         return self._literals[key]
-
-    def _refuse_control(self, conversation: Conversation) -> None:
-        if len(conversation.messages) > MAX_MESSAGES:
-            raise RowRefused(
-                f"the row has {len(conversation.messages)} messages; {MAX_MESSAGES} is the most it can have"
-            )
-        for number, message in enumerate(conversation.messages):
-            _refuse_texts(message, describe(conversation.messages, number), self._control)
-        _refuse_texts(conversation.tools, "`tools`", self._control)
-        _refuse_texts(conversation.template_args, "`chat_template_kwargs`", self._control)
 
 
 def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[str, str]:
@@ -307,63 +309,3 @@ def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[
 
 def _text_of(token: Any) -> str | None:
     return token if isinstance(token, str) and token else None
-
-
-def _refuse_texts(value: Any, place: str, control: re.Pattern[str]) -> None:
-    for text in _texts(value):
-        if found := control.search(text):
-            raise RowRefused(f"{place} contains {found[0]!r}, which the tokenizer reads as a control token")
-        if found := RESERVED.search(text) or SENTINEL.search(text):
-            raise RowRefused(f"{place} contains {found[0]!a}, which cannot be used in a text here")
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield str(key)
-            yield from _texts(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _texts(item)
-
-
-def _refuse_homeless(messages: Sequence[Message], literals: Literals) -> None:
-    """Refuses what the template would drop from any row."""
-    for number, message in enumerate(messages):
-        if message.get("tool_calls") and not literals.writes_calls:
-            raise RowRefused(f"the template has no place for the tool calls of {describe(messages, number)}")
-        if (reasoning_of(message) or "").strip() and not literals.writes_reasoning:
-            raise RowRefused(f"the template has no place for the reasoning of {describe(messages, number)}")
-
-
-def _left_out(messages: Sequence[Message], text: str) -> int:
-    """How many earlier answers lost their reasoning to the template.
-
-    Many templates drop it on purpose once the conversation goes on. In the last answer it is what is to be
-    learned, so there a row without it is refused.
-    """
-    answers = [number for number, message in enumerate(messages) if message["role"] == "assistant"]
-    lost = [
-        number for number in answers if any(part not in text for part in _reasoning_parts(messages[number]))
-    ]
-    if lost and lost[-1] == answers[-1]:
-        raise RowRefused(f"the template leaves out the reasoning of {describe(messages, lost[-1])}")
-    return len(lost)
-
-
-def _reasoning_parts(message: Message) -> list[str]:
-    """The reasoning of a message, given in a field of its own or between tags in its content."""
-    content = message.get("content")
-    inline = _INLINE_REASONING.findall(content) if isinstance(content, str) else []
-    return [part.strip() for part in (reasoning_of(message) or "", *inline) if part.strip()]
-
-
-def _refuse_unseen_tools(tools: list[Any], text: str, without: str) -> None:
-    """Refuses tools that the template does not show: `without` is the text when there are none."""
-    for tool in tools:
-        inner = tool.get("function", tool)
-        name = inner.get("name") if isinstance(inner, dict) else None
-        if isinstance(name, str) and text.count(name) <= without.count(name):
-            raise RowRefused(f"the template does not show the tool {name!r} to the model")

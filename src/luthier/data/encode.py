@@ -6,10 +6,13 @@ Texts of many rows are tokenised together.
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import date
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
+
+from tokenizers import Encoding
 
 from luthier.data.chat import THINKING_SWITCHES, ChatTemplate
 from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["EncodeOptions", "EncodedRow", "RowEncoder", "RowTooLong"]
 
+_PORTION = 64
+"""Rows that are tokenised together."""
 _VERSION = 1  # counted up when the same row gives other tokens than before
 
 
@@ -68,10 +73,20 @@ class RowEncoder:
         Raises:
             DataError: if there is no template for a conversation, or a row is too long and that is an error.
         """
-        drafts = [self._draft(content) for content in contents]
-        texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
-        tokens = iter(self._encoder.encode_batch(texts))
-        return [self._finish(number, draft, tokens) for number, draft in enumerate(drafts)]
+        result: list[EncodedRow | RowRefused] = []
+        waiting: tuple[list[Draft | RowRefused], list[str], Future[list[Encoding]]] | None = None
+        # While one portion is tokenised, outside of Python, the next one is rendered.
+        with ThreadPoolExecutor(1) as thread:
+            for start in range(0, len(contents), _PORTION):
+                drafts = [self._draft(content) for content in contents[start : start + _PORTION]]
+                texts = [text for draft in drafts if isinstance(draft, Draft) for text in draft.texts]
+                begun = drafts, texts, thread.submit(self._encoder.start, texts)
+                if waiting is not None:
+                    self._finish_all(waiting, result)
+                waiting = begun
+            if waiting is not None:
+                self._finish_all(waiting, result)
+        return result
 
     @property
     def key(self) -> str:
@@ -135,6 +150,16 @@ class RowEncoder:
             Prompt: chat.prompt,
         }
         return kinds[type(content)]
+
+    def _finish_all(
+        self,
+        begun: "tuple[list[Draft | RowRefused], list[str], Future[list[Encoding]]]",
+        result: list[EncodedRow | RowRefused],
+    ) -> None:
+        drafts, texts, future = begun
+        tokens = iter(self._encoder.tokens(texts, future.result()))
+        for draft in drafts:
+            result.append(self._finish(len(result), draft, tokens))
 
     def _finish(
         self, number: int, draft: Draft | RowRefused, tokens: Iterator[Tokens]

@@ -58,20 +58,38 @@ def _with_text_arguments(call: dict[str, Any]) -> dict[str, Any]:
 
 # Digits come out of every filter as they went in: case, JSON, Python's notation, white space.
 _BEFORE, _AFTER = "8410573926", "6293750148"
-SENTINEL = re.compile(f"{_BEFORE}[0-9]{{6}}{_AFTER}")
+SENTINEL = re.compile(f"{_BEFORE}([0-9]{{6}})([0-9]{{2}}){_AFTER}")
 """What stands for a message's text when a template is asked where it puts it; no row may contain it."""
+SENTINEL_START = _BEFORE
+"""What every sentinel begins with."""
 MAX_MESSAGES = 400_000
 """As many messages as there are sentinels for."""
 
 
 def content_sentinel(number: int) -> str:
     """Stands for the text of a message."""
-    return f"{_BEFORE}{2 * number:06d}{_AFTER}"
+    return f"{_BEFORE}{2 * number:06d}00{_AFTER}"
 
 
-def call_sentinel(number: int) -> str:
-    """Stands for anything in the tool calls of a message."""
-    return f"{_BEFORE}{2 * number + 1:06d}{_AFTER}"
+def call_sentinel(number: int, index: int = 0) -> str:
+    """Stands for anything in one of the tool calls of a message."""
+    return f"{_BEFORE}{2 * number + 1:06d}{index % 100:02d}{_AFTER}"
+
+
+def owner(sentinel: re.Match[str]) -> tuple[int, bool]:
+    """The message that a sentinel belongs to, and whether it stands for a tool call."""
+    return int(sentinel[1]) // 2, bool(int(sentinel[1]) % 2)
+
+
+def num_texts(call: dict[str, Any]) -> int:
+    """How often the sentinel of a tool call stands in it: in its name, and once for every text."""
+    return 1 + _num_texts(call.get("function", call)["arguments"])
+
+
+def _num_texts(value: Any) -> int:
+    if isinstance(value, dict | list):
+        return sum(_num_texts(item) for item in (value.values() if isinstance(value, dict) else value))
+    return isinstance(value, str)
 
 
 def twin(messages: Sequence[Message], weights: Sequence[float]) -> list[Message]:
@@ -90,7 +108,8 @@ def _twin(message: Message, number: int) -> Message:
     result = {key: value for key, value in message.items() if key not in REASONING_FIELDS}
     result["content"] = content_sentinel(number)
     if result.get("tool_calls"):
-        result["tool_calls"] = [_twin_call(call, call_sentinel(number)) for call in result["tool_calls"]]
+        calls = enumerate(result["tool_calls"])
+        result["tool_calls"] = [_twin_call(call, call_sentinel(number, index)) for index, call in calls]
     return result
 
 

@@ -6,11 +6,21 @@ from itertools import product
 from typing import Any
 
 from luthier.data.conversation import Message
-from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, call_sentinel, content_sentinel
-from luthier.data.template import Marked, TemplateProgram
+from luthier.data.form import MAX_MESSAGES, SENTINEL, Form, adapt, call_sentinel, content_sentinel, owner
+from luthier.data.marking import Marked
+from luthier.data.template import TemplateProgram
 from luthier.errors import RowRefused
 
 _REASON = call_sentinel(MAX_MESSAGES)
+PROBE_TOOL = {
+    "type": "function",
+    "function": {
+        "name": "call",
+        "description": "calls",
+        "parameters": {"type": "object", "properties": {"key": {"type": "string", "description": "a key"}}},
+    },
+}
+"""A tool for templates that do not work without one."""
 _PLAIN = ("user", "assistant", "user", "assistant")
 
 
@@ -21,10 +31,10 @@ class Literals:
     form: Form
     generation: str
     """What the generation prompt adds at the end of a conversation."""
-    headers: tuple[str, ...]
-    """What stands before a plain answer, first in the history and then as the last turn."""
-    ending: str
-    """What stands after a plain answer that is the last turn."""
+    sides: tuple[tuple[str, str], ...]
+    """What stands before and after a plain answer, first in the history and then as the last turn."""
+    after: str
+    """What follows on both of these turns, outside of them."""
     text: str
     """A whole conversation of sentinels, to see which added tokens the template writes."""
     in_loop: bool
@@ -33,6 +43,16 @@ class Literals:
     """Whether `reasoning_content` has a place."""
     writes_calls: bool
     """Whether `tool_calls` have a place."""
+
+    @property
+    def headers(self) -> tuple[str, ...]:
+        """What stands before a plain answer."""
+        return tuple(before for before, _ in self.sides)
+
+    @property
+    def ending(self) -> str:
+        """What stands after a plain answer that is the last turn."""
+        return self.sides[-1][1] if self.sides else ""
 
 
 def ask(program: TemplateProgram, variables: dict[str, Any]) -> Literals:
@@ -63,7 +83,7 @@ def _literals(
     program: TemplateProgram, variables: dict[str, Any], marked: Marked, roles: Sequence[str], form: Form
 ) -> Literals:
     last = len(roles) - 1
-    around = [split_at_sentinel(marked, number, content_sentinel(number)) for number in (last - 2, last)]
+    around = [split_at_sentinel(marked, number) for number in (last - 2, last)]
     in_loop = all(sides is not None for sides in around)
     if not in_loop and len(marked.generations) != 2:
         raise RowRefused(
@@ -78,22 +98,25 @@ def _literals(
     return Literals(
         form=form_of_calls or form,
         generation=_generation(program, variables, roles[:-3], form),
-        headers=tuple(before for before, _ in sides),
-        ending=sides[-1][1] if sides else "",
+        sides=tuple(sides),
+        after=_after(marked, last) if in_loop else "",
         text=marked.text,
         in_loop=in_loop,
-        writes_reasoning=_writes_reasoning(program, variables, roles[:-2], form),
+        writes_reasoning=_writes_reasoning(program, variables, roles[:-2], form_of_calls or form),
         writes_calls=form_of_calls is not None,
     )
 
 
-def split_at_sentinel(marked: Marked, number: int, *sentinels: str) -> tuple[str, str] | None:
-    """What a message's region holds before the first and after the last sentinel; None if none is there."""
+def split_at_sentinel(marked: Marked, number: int, *, calls: bool = False) -> tuple[str, str] | None:
+    """What a message's region holds before the first and after the last of its sentinels; None if none is there.
+
+    With `calls`, those of its tool calls count too.
+    """
     regions = marked.of(number)
     if len(regions) != 1:
         return None
     text = marked.text[regions[0].start : regions[0].end]
-    found = [one for one in SENTINEL.finditer(text) if one[0] in sentinels]
+    found = [one for one in SENTINEL.finditer(text) if owner(one) in ((number, False), (number, calls))]
     return (text[: found[0].start()], text[found[-1].end() :]) if found else None
 
 
@@ -105,6 +128,12 @@ def common_start(first: str, second: str) -> str:
 
 def _messages(roles: Iterable[str], form: Form) -> list[Message]:
     return adapt([{"role": role, "content": content_sentinel(i)} for i, role in enumerate(roles)], form)
+
+
+def _after(marked: Marked, last: int) -> str:
+    """What follows both on an answer in the history and on the last one."""
+    history, end = (marked.text[marked.of(number)[0].end :] for number in (last - 2, last))
+    return common_start(history, end)
 
 
 def _generation(program: TemplateProgram, variables: dict[str, Any], roles: Sequence[str], form: Form) -> str:
@@ -131,9 +160,7 @@ def _form_of_calls(
         plain: list[Message] = [
             {"role": role, "content": content_sentinel(i)} for i, role in enumerate(roles)
         ]
-        function = {"name": "call", "arguments": {"key": sentinel}}
-        call = {"id": "abcdefghi", "type": "function", "function": function}
-        plain[-1] = {"role": "assistant", "content": None, "tool_calls": [call]}
+        plain[-1] = {"role": "assistant", "content": None, "tool_calls": [_call(sentinel)]}
         try:
             text = program.render(adapt(plain, tried), variables)
         except RowRefused:
@@ -147,9 +174,20 @@ def _form_of_calls(
 def _writes_reasoning(
     program: TemplateProgram, variables: dict[str, Any], roles: Sequence[str], form: Form
 ) -> bool:
-    messages = _messages(roles, form)
-    messages[-1].update(reasoning_content=_REASON, thinking=_REASON)
-    try:
-        return _REASON in program.render(messages, variables)
-    except RowRefused:
-        return False
+    """Whether reasoning is written for an answer, or at least for one that calls a tool."""
+    for extra in ({}, {"tool_calls": [_call("key")]}, {"tool_calls": [_call("key")], "content": None}):
+        plain: list[Message] = [
+            {"role": role, "content": content_sentinel(i)} for i, role in enumerate(roles)
+        ]
+        plain[-1].update(extra, reasoning_content=_REASON, thinking=_REASON)
+        try:
+            if _REASON in program.render(adapt(plain, form), variables):
+                return True
+        except RowRefused:
+            continue  # a template may want no calls, or no text beside reasoning
+    return False
+
+
+def _call(value: str) -> dict[str, Any]:
+    function = {"name": "call", "arguments": {"key": value}}
+    return {"id": "abcdefghi", "type": "function", "function": function}

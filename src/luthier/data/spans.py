@@ -7,20 +7,21 @@ The region of an assistant's message (template.py) holds header, answer and end 
 
 The header ends where the generation prompt ends, or where the template itself writes something in front of an
 answer that the row does not contain (an empty block of reasoning). The target goes on through the end-of-turn
-token. Both are read from a twin of the conversation, rendered by the same template, in which the assistant's
-texts are single sentinel characters. What does not fit together is refused.
+token. A plain answer must be exactly its text between what the template writes around plain answers, which is
+asked once (probe.py). Where it is not, both are read from a twin of the conversation, rendered by the same
+template, in which the assistant's texts are sentinels. What does not fit together is refused.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from luthier.data.conversation import Message, describe
-from luthier.data.form import SENTINEL, call_sentinel, content_sentinel, reasoning_of
+from luthier.data.form import SENTINEL, call_sentinel, content_sentinel, num_texts, owner, reasoning_of
 from luthier.data.learn import Lesson
+from luthier.data.marking import Marked, Region
 from luthier.data.probe import Literals, common_start, split_at_sentinel
-from luthier.data.template import Marked, Region
 from luthier.data.tokens import Span, WeightedSpan
 from luthier.errors import RowRefused
 
@@ -41,13 +42,20 @@ class Endings:
         found = list(self.tokens.finditer(suffix))
         return found[-1].end() if found else len(suffix)
 
+    def beyond(self, literals: Literals) -> str:
+        """The end of turn, for a template that writes it only when it comes to what follows the turn."""
+        if self.tokens.search(literals.ending):
+            return ""
+        found = self.tokens.match(literals.after.lstrip())
+        return literals.after[: literals.after.index(found[0])] + found[0] if found else ""
+
 
 def learned_spans(
-    lesson: Lesson, marked: Marked, twin: Marked, literals: Literals, endings: Endings
+    lesson: Lesson, marked: Marked, twin: Callable[[], Marked], literals: Literals, endings: Endings
 ) -> list[WeightedSpan]:
     """The character spans of what is to be learned, ends of turns included, each with its weight.
 
-    `marked` is the text of the lesson's messages and `twin` that of their twin.
+    `marked` is the text of the lesson's messages and `twin` gives that of their twin, if it is needed.
 
     Raises:
         RowRefused: if a message left no trace, or its part of the text is not certain.
@@ -60,17 +68,53 @@ def learned_spans(
         return _generation_spans(lesson, marked, endings)
     if lesson.everything:
         return _whole(lesson, marked)
-    spans = []
+    around: Marked | None = None
+    spans: list[WeightedSpan] = []
     for number, message in enumerate(messages):
         if message["role"] != "assistant" and not weights[number]:
             continue
-        place = describe(messages, number)
-        region = _region(marked, number, place)
-        _refuse_moved(message, number, twin, place)
-        if weights[number]:
-            start, end = _span(marked, region, message, number, twin, literals, endings, place)
-            spans.append((start, end, weights[number]))
+        span = _plain_span(message, marked.of(number), marked.text, literals, endings)
+        if span is None:
+            region = _region(marked, number, describe(messages, number))
+            around = around or twin()
+            _refuse_moved(messages, number, marked, around)
+            if weights[number]:
+                span = _span(marked, region, message, number, around, literals, endings)
+        if span is not None and weights[number]:
+            spans.append((span[0], span[1], weights[number]))
     return spans
+
+
+def _plain_span(
+    message: Message, regions: Sequence[Region], text: str, literals: Literals, endings: Endings
+) -> Span | None:
+    """The span of an answer whose region is exactly its text between what the template writes around plain answers.
+
+    So nothing else can be in it, and no twin is needed. None if it is not so simple.
+    """
+    content = message.get("content")
+    if message["role"] != "assistant" or not content or message.get("tool_calls") or len(regions) != 1:
+        return None
+    if content[0].isspace() or content[-1].isspace() or reasoning_of(message):
+        return None
+    start, end = regions[0].start, regions[0].end
+    for before, after in literals.sides:
+        at = start + len(before)
+        if end - start != len(before) + len(content) + len(after):
+            continue
+        if text.startswith(before, start) and text.startswith(content, at) and text.endswith(after, at, end):
+            header = _header(text[start:end], (before,), literals.generation, bare=False)
+            if header is not None:
+                return start + len(header), _end(text, end, after, literals, endings)
+    return None
+
+
+def _end(text: str, end: int, suffix: str, literals: Literals, endings: Endings) -> int:
+    """Where a target ends whose region ends there with this suffix."""
+    beyond = endings.beyond(literals)
+    if beyond and not endings.tokens.search(suffix) and text.startswith(beyond, end):
+        return end + len(beyond)
+    return end - len(suffix) + endings.length(suffix)
 
 
 def _whole(lesson: Lesson, marked: Marked) -> list[WeightedSpan]:
@@ -94,18 +138,19 @@ def _span(
     twin: Marked,
     literals: Literals,
     endings: Endings,
-    place: str,
 ) -> Span:
     text = marked.text[region.start : region.end]
-    content, call = content_sentinel(number), call_sentinel(number)
-    around_content = split_at_sentinel(twin, number, content)
-    around_all = split_at_sentinel(twin, number, content, call)
+    around_content = split_at_sentinel(twin, number)
+    around_all = split_at_sentinel(twin, number, calls=True)
+    place = f"message {number + 1} ({message['role']})"
     if message["role"] != "assistant":
         before = around_content[0] if around_content else None
         header = before if before is not None and text.startswith(before) else None
     else:
         headers = (around_content[0],) if around_content else literals.headers
         header = _header(text, headers, literals.generation, bare=not _says_anything(message))
+        if header is None and (reasoning_of(message) or "").strip():
+            header = _before_reasoning(text, headers, literals.generation)
     if header is None:
         raise RowRefused(
             f"where the answer of {place} begins is not certain: the template starts it in its own way"
@@ -115,7 +160,20 @@ def _span(
         raise RowRefused(
             f"where the answer of {place} ends is not certain: the template ends it in its own way"
         )
-    return region.start + len(header), region.end - len(suffix) + endings.length(suffix)
+    return region.start + len(header), _end(marked.text, region.end, suffix, literals, endings)
+
+
+def _before_reasoning(text: str, headers: Sequence[str], generation: str) -> str | None:
+    """The header of an answer that reasons although the generation prompt says that it does not.
+
+    What the two have in common is prompt; where they differ, the tag of the reasoning begins.
+    """
+    shared = common_start(text, generation)
+    if not shared or not any(header.startswith(shared) for header in headers):
+        return None
+    return (
+        shared[: shared.rindex("<")] if "<" in shared and ">" not in shared[shared.rindex("<") :] else shared
+    )
 
 
 def _header(text: str, headers: Sequence[str], generation: str, bare: bool) -> str | None:
@@ -162,23 +220,38 @@ def _region(marked: Marked, number: int, place: str) -> Region:
     return regions[0]
 
 
-def _refuse_moved(message: Message, number: int, twin: Marked, place: str) -> None:
+def _refuse_moved(messages: Sequence[Message], number: int, marked: Marked, twin: Marked) -> None:
     """Refuses a message whose text or tool calls the template drops or does not keep in its own turn."""
-    regions = twin.of(number)
-    text = "".join(twin.text[region.start : region.end] for region in regions)
-    if any(
-        found[0] not in (content_sentinel(number), call_sentinel(number)) for found in SENTINEL.finditer(text)
-    ):
+    message, place = messages[number], describe(messages, number)
+    text = _text_of(twin, number)
+    if any(owner(found)[0] != number for found in SENTINEL.finditer(text)):
         raise RowRefused(f"the template writes another message into the turn of {place}")
-    wanted = [("text", content_sentinel(number), (message.get("content") or "").strip())]
-    wanted.append(("tool calls", call_sentinel(number), message.get("tool_calls")))
-    for what, sentinel, given in wanted:
-        if not given:
-            continue
+    for other in {inner for outer, inner in marked.within if outer == number != inner}:
+        content = (messages[other].get("content") or "").strip()
+        if messages[other]["role"] in ("assistant", "tool"):
+            continue  # these are sentinels in the twin
+        if content and content in _text_of(marked, number):
+            raise RowRefused(f"the template may write {describe(messages, other)} into the turn of {place}")
+    if (message.get("content") or "").strip():
+        sentinel = content_sentinel(number)
         if sentinel not in text:
-            raise RowRefused(f"the template leaves out the {what} of {place}")
+            raise RowRefused(f"the template leaves out the text of {place}")
         if twin.text.count(sentinel) != text.count(sentinel):
-            raise RowRefused(f"the template writes the {what} of {place} outside of its turn too")
+            raise RowRefused(f"the template writes the text of {place} outside of its turn too")
+    for index, call in enumerate(message.get("tool_calls") or []):
+        sentinel = call_sentinel(number, index)
+        if (found := text.count(sentinel)) < num_texts(call):
+            part = "a part of tool call" if found else "tool call"
+            raise RowRefused(f"the template leaves out {part} {index + 1} of {place}")
+        # The header of a result may name the call that it answers; that is prompt.
+        results = [other for other, one in enumerate(messages) if one["role"] == "tool"]
+        elsewhere = sum(_text_of(twin, other).count(sentinel) for other in results)
+        if twin.text.count(sentinel) != found + elsewhere:
+            raise RowRefused(f"the template writes the tool calls of {place} outside of its turn too")
+
+
+def _text_of(marked: Marked, number: int) -> str:
+    return "".join(marked.text[region.start : region.end] for region in marked.of(number))
 
 
 def refuse_lost(messages: Sequence[Message], marked: Marked) -> None:

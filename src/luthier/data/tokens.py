@@ -6,15 +6,16 @@ post-processor: with `add_special_tokens=False` that adds nothing, but it hides 
 """
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
+from luthier.data.widths import offsets_from_widths, token_widths
 from luthier.errors import DataError, RowRefused
 
 if TYPE_CHECKING:
@@ -25,13 +26,24 @@ WeightedSpan = tuple[int, int, float]
 """First character, end, and how much each token in between counts."""
 
 
-@dataclass(frozen=True)
 class Tokens:
-    """A tokenised text. `offsets` has a row [start, end) of characters for each id."""
+    """A tokenised text.
 
-    text: str
-    ids: NDArray[np.int32]
-    offsets: NDArray[np.int64]
+    Args:
+        text: the text.
+        ids: its token ids.
+        offsets: gives for each id a row [start, end) of characters; asked when it is needed.
+    """
+
+    def __init__(self, text: str, ids: NDArray[np.int32], offsets: Callable[[], NDArray[np.int64]]):
+        self.text = text
+        self.ids = ids
+        self._offsets = offsets
+
+    @cached_property
+    def offsets(self) -> NDArray[np.int64]:
+        """A row [start, end) of characters for each id."""
+        return self._offsets()
 
 
 class TokenEncoder:
@@ -52,6 +64,7 @@ class TokenEncoder:
         self._tokenizer.post_processor = None  # type: ignore[assignment]  # allowed, though typed otherwise
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
+        self._widths = token_widths(self._tokenizer)
         added = self._tokenizer.get_added_tokens_decoder()
         # Such tokens swallow the white space next to them, and their offsets include it.
         swallowing = [number for number, token in added.items() if token.lstrip or token.rstrip]
@@ -65,8 +78,17 @@ class TokenEncoder:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Tokens]:
         """The tokens of many texts, on all cores."""
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [self._tokens(text, one.ids, one.offsets) for text, one in zip(texts, encodings, strict=True)]
+        return self.tokens(texts, self.start(texts))
+
+    def start(self, texts: Sequence[str]) -> list[Encoding]:
+        """The part of `encode_batch` that runs outside of Python and may run in a thread of its own."""
+        if self._widths is not None:
+            return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+        return self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+
+    def tokens(self, texts: Sequence[str], encodings: Sequence[Encoding]) -> list[Tokens]:
+        """The rest of `encode_batch`, for what `start` gave."""
+        return [self._tokens(text, one) for text, one in zip(texts, encodings, strict=True)]
 
     def token_ends(self, text: str) -> list[int]:
         """The characters at which the tokens of a text end, in order."""
@@ -84,14 +106,29 @@ class TokenEncoder:
             if end > start
         ]
 
-    def _tokens(self, text: str, ids: list[int], offsets: list[Span]) -> Tokens:
-        array = np.array(ids, dtype=np.int32)
+    def _tokens(self, text: str, encoding: Encoding) -> Tokens:
+        ids = np.array(encoding.ids, dtype=np.int32)
+        if self._widths is None:
+            return Tokens(text, ids, lambda: self._measured(text, ids, encoding.offsets))
+        return Tokens(text, ids, lambda: self._laid_out(text, ids))
+
+    def _laid_out(self, text: str, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Where the tokens stand, from their widths alone if that works out for this text."""
+        assert self._widths is not None
+        found = offsets_from_widths(text, self._widths[ids])
+        if found is not None:
+            return found
+        (encoding,) = self._tokenizer.encode_batch([text], add_special_tokens=False)
+        assert len(encoding.ids) == len(ids), "both ways to tokenise give the same"
+        return self._measured(text, ids, encoding.offsets)
+
+    def _measured(self, text: str, ids: NDArray[np.int32], offsets: list[Span]) -> NDArray[np.int64]:
         spans = np.array(offsets, dtype=np.int64).reshape(len(ids), 2)
-        for index in np.flatnonzero(np.isin(array, self._swallowing)):
+        for index in np.flatnonzero(np.isin(ids, self._swallowing)):
             start, end = spans[index]
             piece = text[start:end]
             spans[index] = start + len(piece) - len(piece.lstrip()), end - len(piece) + len(piece.rstrip())
-        return Tokens(text, array, spans)
+        return spans
 
 
 def mark_weights(tokens: Tokens, spans: Sequence[WeightedSpan]) -> NDArray[np.float32]:
@@ -142,11 +179,12 @@ def merged_spans(spans: Iterable[Span]) -> list[Span]:
 
 def any_of(words: Iterable[str]) -> re.Pattern[str]:
     """A pattern that finds any of the words, the longest first, and looks only where one can begin."""
-    ordered = sorted(set(words), key=lambda word: (-len(word), word))
-    if not ordered:
+    by_first: dict[str, list[str]] = {}
+    for word in sorted(set(words), key=lambda word: (-len(word), word)):
+        by_first.setdefault(word[0], []).append(re.escape(word[1:]))
+    if not by_first:
         return re.compile("(?!)")
-    first = "".join(re.escape(character) for character in sorted({word[0] for word in ordered}))
-    return re.compile(f"(?=[{first}])(?:{'|'.join(map(re.escape, ordered))})")
+    return re.compile("|".join(f"{re.escape(first)}(?:{'|'.join(rest)})" for first, rest in by_first.items()))
 
 
 def last_learned(targets: NDArray[Any]) -> slice:
