@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.loop import Trainer
+from method_rows import judged_rows
 from tiny_models import VOCAB, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -52,10 +54,18 @@ def chat_rows(num_rows: int = 24, seed: int = 0, longest: int = 30) -> Rows:
     return Rows(examples)
 
 
+def rows_for(reads: str, num_rows: int = 24, seed: int = 0) -> Rows:
+    """Rows of the kind that a method reads."""
+    if reads == "conversation":
+        return chat_rows(num_rows, seed)
+    return Rows(judged_rows(reads, num_rows, seed))
+
+
 def make_trainer(
     rows: Rows | None = None,
     *,
     method: str = "sft",
+    options: dict[str, Any] | None = None,
     model: PreTrainedModel | None = None,
     lora: bool = True,
     dropout: float = 0.0,
@@ -75,8 +85,9 @@ def make_trainer(
     policy = choose_policy(model or tiny_llama()).policy
     if lora:
         apply_lora(policy.model, rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1))
+    chosen: Method = load_plugin(luthier.methods, method)(**(options or {}))
     source = StepSource(
-        rows or chat_rows(),
+        chosen.arrange(rows or rows_for(chosen.reads)),
         tokens_per_step=tokens_per_step,
         micro_tokens=micro_tokens,
         rank=cluster.rank,
@@ -84,7 +95,6 @@ def make_trainer(
     )
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     built = optimizer([p for _, p in named]) if optimizer else AdamW(weight_decay=0.1).build(named, lr)
-    chosen: Method = load_plugin(luthier.methods, method)()
     return Trainer(
         policy, chosen, source, built, Schedule("cosine", steps, 2), cluster, max_grad_norm=max_grad_norm
     )
@@ -93,6 +103,22 @@ def make_trainer(
 def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor]:
     """A copy of everything that is trained."""
     return {n: p.detach().clone() for n, p in trainer.policy.named_parameters() if p.requires_grad}
+
+
+def reads_of(method: str) -> str:
+    """What kind of rows a method learns from."""
+    import luthier.methods
+
+    return load_plugin(luthier.methods, method).reads
+
+
+def arranged_rows(method: str, num_rows: int) -> list[Example]:
+    """Rows as a method wants them."""
+    import luthier.methods
+
+    chosen: Method = load_plugin(luthier.methods, method)()
+    arranged = chosen.arrange(rows_for(chosen.reads, num_rows))
+    return [arranged.example(index) for index in range(num_rows)]
 
 
 def method_names() -> list[str]:

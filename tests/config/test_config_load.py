@@ -10,10 +10,12 @@ from pydantic import ValidationError
 
 from luthier.config import Config, config_from_dict, load_config
 from luthier.config.faults import all_keys, section_class
+from luthier.config.plugins import known_plugins
 from luthier.config.tree import LoraSection, ModelSection, TrainSection
 from luthier.errors import ConfigError
 
 BASE = {"model": "demo:tiny", "data": "a.jsonl"}
+METHODS = ", ".join(sorted(known_plugins()["method"]))
 COUNT = "a whole number of at least 1"
 TEXT = "text that is not empty"
 FOLDER = "a folder name of letters, digits, `.`, `_`, `-` that starts with a letter or digit"
@@ -72,7 +74,8 @@ def test_all_faults_are_reported_at_once_with_their_lines(tmp_path):
         "run.yaml:12: optim.eps is 0; expected a number above 0",
         "run.yaml:12: unknown key optim.betta1; did you mean optim.beta1?",
         'run.yaml:12: optim.lr is "two" (text); expected a number of at least 0',
-        'run.yaml:13: method.name is "stf"; known: sft, or ./FILE.py for one of your own; did you mean sft?',
+        f'run.yaml:13: method.name is "stf"; known: {METHODS}, or ./FILE.py for one of your own; '
+        "did you mean sft?",
         'run.yaml:14: schedule.name is "cosin"; expected one of constant, linear, cosine, wsd; '
         "did you mean cosine?",
         'run.yaml:15: offline is "yes" (text); expected true or false; write true',

@@ -8,10 +8,12 @@ from hypothesis import strategies as st
 
 from luthier.config.load import config_from_dict
 from luthier.config.overrides import expand_shorthands, parse_override, shorthands, split_arguments
+from luthier.config.plugins import known_plugins
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
 
 BASE = {"model": "demo:tiny", "data": "a.jsonl"}
+METHODS = ", ".join(sorted(known_plugins()["method"]))
 
 
 def faults(values: dict, *overrides: str) -> list[str]:
@@ -101,7 +103,7 @@ def test_a_mapping_replaces_the_section():
         ("seed.x=3", 'override "seed.x=3": seed is 5 (configuration), not a section with keys'),
         (
             "method=stf",
-            'override "method=stf": method.name is "stf"; known: sft, or ./FILE.py for one of your own; '
+            f'override "method=stf": method.name is "stf"; known: {METHODS}, or ./FILE.py for one of your own; '
             "did you mean sft?",
         ),
     ],

@@ -140,10 +140,12 @@ def test_options_of_an_own_file_pass_unchecked():
 
 
 def test_an_unknown_option_is_named_with_the_nearest():
+    having_beta = [f"method: {n}" for n, p in known_plugins()["method"].items() if "beta" in p["properties"]]
+    assert "method: dpo" in having_beta
     with pytest.raises(ConfigError) as caught:
         config_from_dict({**BASE, "optim": {"weight_decy": 1, "lrr": 1}, "method": {"beta": 1}})
     assert caught.value.faults == [
-        "configuration: unknown key method.beta",
+        f"configuration: unknown key method.beta; only {', '.join(having_beta)} has it",
         "configuration: unknown key optim.weight_decy; did you mean optim.weight_decay?",
         "configuration: unknown key optim.lrr; did you mean optim.lr?",
     ]

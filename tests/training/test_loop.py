@@ -11,7 +11,7 @@ import torch
 from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.errors import RunError
 from luthier.parallel.cluster import Cluster
-from training_parts import ROOT, Rows, chat_rows, make_trainer, method_names, trained_weights
+from training_parts import ROOT, Rows, arranged_rows, chat_rows, make_trainer, method_names, trained_weights
 
 
 def sgd(parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
@@ -35,7 +35,7 @@ def gradient_of(method: str, split: list[list[Example]], lora: bool) -> dict[str
 @pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("lora", [True, False])
 def test_any_split_into_micro_batches_gives_the_same_gradient(method: str, lora: bool) -> None:
-    rows = list(chat_rows(9).examples)
+    rows = arranged_rows(method, 9)
     whole = gradient_of(method, [rows], lora)
     assert max(float(g.norm()) for g in whole.values()) > 1e-3
     for split in ([rows[:5], rows[5:]], [[row] for row in rows], [rows[7:], rows[:1], rows[1:7]]):

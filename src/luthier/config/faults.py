@@ -102,7 +102,15 @@ def unknown(path: KeyPath, siblings: Iterable[str]) -> str:
         by_name = {known.rpartition(".")[2]: known for known in all_keys()}
         meant = by_name.get(nearest(key, list(by_name)) or "")
     name = dotted(path) if dotted(path).isprintable() and len(key) <= 80 else shown(dotted(path))
+    if meant == dotted(path):
+        return f"unknown key {name}; only {', '.join(_owners(path))} has it"
     return f"unknown key {name}" + (f"; did you mean {meant}?" if meant else "")
+
+
+def _owners(path: KeyPath) -> list[str]:
+    """The methods or optimizers that have this key."""
+    plugins = known_plugins().get(str(path[0]), {})
+    return [f"{path[0]}: {name}" for name, plugin in plugins.items() if path[-1] in plugin["properties"]]
 
 
 def all_keys() -> list[str]:

@@ -100,9 +100,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} looks ahead and must define statistics")
 
     def report(self, means: dict[str, float]) -> dict[str, float]:
-        """Means over the count as people read them: those in `per` over their own units, which are left out."""
+        """Means over the count as people read them: those in `per` over their own units, if there were any."""
         counts = set(self.per.values())
-        shown = {name: value for name, value in means.items() if name not in counts}
-        for name, units in self.per.items():
-            shown[name] = shown[name] / means[units] if means[units] else float("nan")
-        return shown
+        shown = {name: value for name, value in means.items() if name not in counts | self.per.keys()}
+        return shown | {n: means[n] / means[units] for n, units in self.per.items() if means[units]}

@@ -1,0 +1,189 @@
+"""Laws 1, 2, 3 and 5 for every method and variant: no layout, split, order, rank or interruption changes a step."""
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import luthier.methods
+from luthier.config.plugins import load_plugin
+from luthier.data.batch import Batch, Example, collate
+from luthier.data.sharing import share_prefixes
+from luthier.methods.base import Method
+from luthier.models.lora import apply_lora
+from luthier.models.policy import Policy
+from luthier.models.tripwire import choose_policy
+from luthier.optim.gradients import Gradients
+from luthier.parallel.cluster import Cluster
+from luthier.runs.folder import RunFolder
+from luthier.training.checkpoint import load_checkpoint, save_checkpoint
+from luthier.training.learner import Learner
+from luthier.training.loop import Trainer
+from method_rows import all_variants, apart, variant_id
+from tiny_models import tiny_llama
+from training_parts import make_trainer, rows_for, trained_weights
+
+Variant = tuple[str, dict[str, Any]]
+Step = tuple[dict[str, float], list[Tensor]]
+every_variant = pytest.mark.parametrize("variant", all_variants(), ids=variant_id)
+every_method = pytest.mark.parametrize("variant", [v for v in all_variants() if not v[1]], ids=variant_id)
+NUM_ROWS = 6
+
+
+@cache
+def policy_of(rank: int) -> tuple[Policy, list[Tensor]]:
+    """A policy for each rank, all alike, and weights away from those that it begins with."""
+    policy = choose_policy(tiny_llama()).policy
+    apply_lora(policy.model, rank=4, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(5)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
+
+
+def method_of(variant: Variant) -> Method:
+    return load_plugin(luthier.methods, variant[0])(**variant[1])
+
+
+def rows_of(variant: Variant) -> list[Example]:
+    method = method_of(variant)
+    arranged = method.arrange(rows_for(method.reads, NUM_ROWS))
+    return [arranged.example(index) for index in range(NUM_ROWS)]
+
+
+def step_of(variant: Variant, micro_batches: Sequence[Batch], cluster: Cluster | None = None) -> Step:
+    """What a step reports of a model that has moved from its reference, and the gradient that it takes."""
+    cluster, method = cluster or Cluster(), method_of(variant)
+    policy, moved = policy_of(cluster.rank)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    gradients = Gradients(trained)
+    learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)
+    start = [parameter.data for parameter in trained]
+    try:
+        for parameter, weight in zip(trained, moved, strict=True):
+            parameter.data = weight
+        units = cluster.sum([sum(map(method.count, micro_batches))])[0]
+        totals = cluster.sum(learner(micro_batches, units).tolist())
+        gradients.collect(cluster.sum)
+        cluster.sum_in_place(gradients.tensors())
+        means = {n: t / units for n, t in zip(("loss", *method.metrics), totals, strict=True)}
+        return method.report(means), [tensor.clone() for tensor in gradients.tensors()]
+    finally:
+        for parameter, weight in zip(trained, start, strict=True):
+            parameter.data, parameter.grad = weight, None
+
+
+def check_same(found: Step, expected: Step) -> None:
+    (values, gradients), (true_values, true_gradients) = found, expected
+    assert values == pytest.approx(true_values, rel=2e-4, abs=2e-5)
+    assert max(float(true.norm()) for true in true_gradients) > 1e-4
+    for gradient, true in zip(gradients, true_gradients, strict=True):
+        assert float((gradient - true).norm()) <= 2e-4 * float(true.norm()) + 1e-7
+
+
+@every_variant
+def test_split_order_and_layout_change_nothing(variant: Variant) -> None:
+    rows = rows_of(variant)
+    whole = step_of(variant, [collate(rows)])
+    check_same(step_of(variant, [collate([row]) for row in rows[::-1]]), whole)
+    shuffled = [rows[i] for i in (3, 0, 5, 1, 4, 2)]
+    check_same(step_of(variant, [collate(shuffled[:4]), share_prefixes(collate(shuffled[4:]))]), whole)
+    batch = collate(rows[2:])
+    padded = batch.padded(len(batch.tokens_T) + 7, len(batch.target_N) + 3, len(batch.parent_S) + 3)
+    check_same(step_of(variant, [padded, collate(rows[:2])]), whole)
+
+
+@every_variant
+def test_a_shared_prompt_is_the_same_as_one_for_each_answer(variant: Variant) -> None:
+    rows = rows_of(variant)
+    separate = [apart(row) if len(row.segments) > 1 else row for row in rows]
+    assert sum(map(len, separate)) > sum(map(len, rows)) or method_of(variant).reads == "conversation"
+    check_same(step_of(variant, [collate(separate)]), step_of(variant, [collate(rows)]))
+
+
+class Thread(Cluster):
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier):
+        self.rank, self.world, self.board, self.meet = rank, len(board), board, barrier
+
+    def gather(self, value: Any) -> list[Any]:
+        self.board[self.rank] = value
+        self.meet.wait()
+        values = list(self.board)
+        self.meet.wait()
+        return values
+
+    def sum(self, values: Sequence[float]) -> list[float]:
+        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
+
+    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
+        everyone = self.gather([tensor.clone() for tensor in tensors])
+        for index, tensor in enumerate(tensors):
+            tensor.copy_(sum(rank[index] for rank in everyone))
+
+    def barrier(self) -> None:
+        self.meet.wait()
+
+
+def on_ranks(world: int, work: Callable[[Cluster], Any]) -> list[Any]:
+    """What `work` returns on each rank."""
+    board, barrier, results = [None] * world, threading.Barrier(world, timeout=60), [None] * world
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = work(Thread(rank, board, barrier))
+        except BaseException:
+            barrier.abort()
+            raise
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [*((n, o) for n, o in all_variants() if not o), ("dpo", {"loss_type": "aot"})],
+    ids=variant_id,
+)
+def test_three_ranks_one_of_them_idle_take_the_same_step_as_one(variant: Variant) -> None:
+    rows = rows_of(variant)
+    shares = [[collate(rows[:1]), collate(rows[1:3])], [], [collate(rows[3:])]]
+    for rank in range(3):
+        policy_of(rank)  # models are drawn from the global generator, so not by threads
+    whole = step_of(variant, [collate(rows)])
+    for found in on_ranks(3, lambda cluster: step_of(variant, shares[cluster.rank], cluster)):
+        check_same(found, whole)
+
+
+@every_method
+def test_a_resumed_run_is_the_uninterrupted_one(variant: Variant, tmp_path: Path) -> None:
+    name, options = variant
+
+    def made() -> Trainer:
+        return make_trainer(method=name, options=options, steps=6, lr=3e-2)
+
+    def go(trainer: Trainer, steps: range) -> list[dict[str, float]]:
+        reports = [trainer.step(trainer.source.step(step)).values for step in steps]
+        return [{n: v for n, v in r.items() if n != "tokens_per_second"} for r in reports]
+
+    straight, resumed = made(), made()
+    whole = go(straight, range(4))
+    stopped = made()
+    go(stopped, range(2))
+    path = save_checkpoint(stopped, RunFolder(tmp_path / "run"), "tiny")
+    assert path is not None
+    load_checkpoint(resumed, path)
+    assert go(resumed, range(2, 4)) == whole[2:]
+    for weight, other in zip(
+        trained_weights(straight).values(), trained_weights(resumed).values(), strict=True
+    ):
+        assert torch.equal(weight, other)
