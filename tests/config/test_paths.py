@@ -20,6 +20,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "a.jsonl").write_text('{"text": "a"}\n')
     (tmp_path / "sheet.xlsx").write_text("")
     (tmp_path / "registry.json").write_text("{}")
+    (tmp_path / "axolotl.yml").write_text("")
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "b.csv.gz").write_text("")
     (tmp_path / "bare").mkdir()
@@ -33,6 +34,16 @@ def faults(data: object) -> list[str]:
     return path_faults(load_config("run.yaml"), Places(Place("run.yaml")))
 
 
+HERE = (
+    "a.jsonl",
+    "deep",
+    "*.jsonl",
+    "~/a.jsonl",
+    "pipe",
+    "registry.json#x",
+    "axolotl.yml",
+    "axolotl.yml#a,b",
+)
 ELSEWHERE = (
     "-",
     "hf:org/name",
@@ -44,7 +55,18 @@ ELSEWHERE = (
 
 
 @pytest.mark.parametrize(
-    "path", ["a.jsonl", "deep", "*.jsonl", "~/a.jsonl", "pipe", "registry.json#x", *ELSEWHERE]
+    "path",
+    [
+        "a.jsonl",
+        "deep",
+        "*.jsonl",
+        "~/a.jsonl",
+        "pipe",
+        "registry.json#x",
+        "axolotl.yml",
+        "axolotl.yml#a,b",
+        *ELSEWHERE,
+    ],
 )
 def test_what_may_be_there(folder: Path, path: str) -> None:
     assert faults(path) == [] == faults({"sets": [path]}) == faults({"path": "a.jsonl", "eval_path": path})

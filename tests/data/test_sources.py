@@ -75,8 +75,8 @@ def test_rows_know_their_lines(tmp_path: Path) -> None:
         ('{"a": 1,}', r"the line is not valid JSON: .* at column \d"),
         ('{"a": ', "the line is not valid JSON: Expecting value at column 6"),
         ('{"a": 1} {"a": 2}', "the line is not valid JSON: Extra data at column 10"),
-        ("[1]", "the row is a JSON list, not an object with columns"),
-        ("null", "the row is a JSON NoneType, not an object"),
+        ("[1]", "the row is a list, not an object with columns"),
+        ("null", "the row is null, not an object"),
         ('{"a": ' + "9" * 5000 + "}", "the line is not JSON that can be read: Exceeds the limit"),
         ("[" * 200_000, "the line is not JSON that can be read: maximum recursion depth"),
     ],
@@ -141,7 +141,7 @@ def test_json_larger_than_a_portion(tmp_path: Path) -> None:
 
 def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
     rows = read(write(tmp_path / "a.json", '[{"a": 1}, 5]'))
-    assert rows[1].fault == "the row is a JSON int, not an object with columns"
+    assert rows[1].fault == "the row is a number, not an object with columns"
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
             "holds one object; its rows must be the one list in it, but the lists are: none",
         ),
         ("a.json", b'{"a": [], "b": []}', "the lists are: `a`, `b`"),
-        ("a.json", b'"text"', "holds a JSON str; it must hold a list of objects"),
+        ("a.json", b'"text"', "holds text; it must hold a list of objects"),
         ("a.json", b"[" * 200_000, "its brackets are nested too deep"),
         ("a.parquet", b"PAR1 no", r"a\.parquet is not a whole parquet file"),
         ("a.jsonl.gz", b"no gzip", r"a\.jsonl\.gz is not a whole gzip file"),

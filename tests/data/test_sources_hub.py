@@ -50,6 +50,7 @@ def test_a_cached_set_is_read_without_the_network(cache: Path, name: str) -> Non
     fill(cache, "data/train.jsonl", "data/test.jsonl", ".gitattributes")
     source = found(name)
     assert texts(source) == ["data/train.jsonl"] and source.is_local
+    assert not hub.HubFile("org/name", "data/other.jsonl", COMMIT, None, True).is_here
     assert source.files == ["hf:org/name/data/train.jsonl"]
     assert source.data_files[0].stamp() == COMMIT
     assert texts(found(name, split="test")) == ["data/test.jsonl"]

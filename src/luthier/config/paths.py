@@ -84,7 +84,7 @@ def _data_fault(given: str) -> str:
     try:
         if path.is_dir():
             return _folder_fault(path)
-        if path.is_fifo() or (path.is_file() and is_data_name(path.name)):
+        if path.is_fifo() or (path.is_file() and (is_data_name(path.name) or _is_registry(path.name))):
             return ""
         if path.is_file():
             return f"{path} is none of {', '.join(DATA_SUFFIXES)}; convert it"
@@ -114,6 +114,11 @@ def _folder_fault(path: Path) -> str:
     if any(entry.is_symlink() for entry in path.iterdir()):
         return ""
     return f"{path} is a folder without {', '.join(DATA_SUFFIXES)} files"
+
+
+def _is_registry(name: str) -> bool:
+    """Whether a file lists data sets, as Axolotl's configs do; those of LLaMA-Factory end like a data file."""
+    return name.lower().endswith((".yaml", ".yml"))
 
 
 def _may_be_on_the_hub(given: str) -> bool:

@@ -41,6 +41,11 @@ class DataFile(Protocol):
         """Bytes as it lies there; None where that is not known."""
         ...
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it lies on this machine's disk already."""
+        ...
+
     def local(self) -> Path | None:
         """The file on this machine's disk, fetched if it has to be; None if it can only be read as a stream."""
         ...
@@ -70,6 +75,11 @@ class LocalFile:
         except OSError as fault:
             raise DataError(f"{self.name} cannot be read: {fault.strerror or fault}") from fault
 
+    @property
+    def is_here(self) -> bool:
+        """Always."""
+        return True
+
     def local(self) -> Path | None:
         """The file itself."""
         return Path(self.name)
@@ -95,6 +105,11 @@ class StreamFile:
     passed: int = 0
     """Bytes that were taken from it."""
     _stream: BinaryIO | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def is_here(self) -> bool:
+        """Never."""
+        return False
 
     def local(self) -> Path | None:
         """Nothing: it lies nowhere."""

@@ -45,6 +45,14 @@ class HubFile:
         """`.gz`, `.zst` or empty."""
         return checked_kind(self.path)[1]
 
+    @property
+    def is_here(self) -> bool:
+        """Whether it is in the hub's cache already."""
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(self.repo, self.path, repo_type="dataset", revision=self.commit)
+        return isinstance(found, str)
+
     def local(self) -> Path | None:
         """The file in the hub's cache; fetched first if it is not there."""
         return Path(_fetch(self.repo, self.path, self.commit, self.offline))

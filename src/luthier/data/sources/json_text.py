@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from luthier.data.sources.row import Parsed, record_of
 from luthier.data.sources.text import utf8
+from luthier.data.values import in_words
 from luthier.errors import DataError
 
 _PORTION = 1 << 20
@@ -156,7 +157,7 @@ def read_json(stream: BinaryIO, name: str, at: int, inside: int, line: int, open
             yield from _list_in_object(text, at, inside)
         elif text.peek():
             value = text.value()
-            raise DataError(f"{name} holds a JSON {type(value).__name__}; it must hold a list of objects")
+            raise DataError(f"{name} holds {in_words(value)}; it must hold a list of objects")
     except json.JSONDecodeError as fault:
         hint = "; one object a line is called .jsonl" if fault.msg == "Extra data" else ""
         row, column = text.place(fault.pos)

@@ -35,6 +35,11 @@ class RemoteFile:
     packed: str
     size: int | None
 
+    @property
+    def is_here(self) -> bool:
+        """Never."""
+        return False
+
     def local(self) -> Path | None:
         """Nothing: it is read where it lies."""
         return None

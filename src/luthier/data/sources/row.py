@@ -2,6 +2,8 @@
 
 from typing import Any, NamedTuple
 
+from luthier.data.values import in_words
+
 
 class Row(NamedTuple):
     """One row as it was read. Either it has a record, or a fault that says why not."""
@@ -43,4 +45,4 @@ def record_of(value: Any) -> tuple[dict[str, Any] | None, str | None]:
     """The value as a record, or the reason why it is none."""
     if isinstance(value, dict):
         return value, None
-    return None, f"the row is a JSON {type(value).__name__}, not an object with columns"
+    return None, f"the row is {in_words(value)}, not an object with columns"

@@ -60,7 +60,7 @@ class Source:
     @property
     def is_local(self) -> bool:
         """Whether all files lie on this machine's disk, or in its cache of the hub, already."""
-        return all(file.local() is not None for file in self.data_files)
+        return all(file.is_here for file in self.data_files)
 
     def rows(self, epoch: int = 0, start: Position | None = None) -> Iterator[tuple[Row, Position]]:
         """The rows of an epoch, each with the position behind it. From a `start`, what lies before is not read.
