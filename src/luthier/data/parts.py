@@ -70,8 +70,7 @@ def _call(part: dict[str, Any]) -> Any:
     inner = next((part[name] for name in ("tool_call", "tool_calls", "function_call") if name in part), None)
     if inner is not None:
         return inner
-    call = {key: item for key, item in part.items() if key != "type"}
-    return {**call, "arguments": call.pop("input")} if "input" in call else call
+    return {"arguments" if key == "input" else key: item for key, item in part.items() if key != "type"}
 
 
 def _refuse_weight(part: dict[str, Any], place: str) -> None:
