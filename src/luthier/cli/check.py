@@ -74,8 +74,8 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("method", _named(config.method.name, config.method.options)),
         (
             "data",
-            f"{', '.join(config.data.path)} "
-            f"(rows of at most {config.max_length:,} tokens, longer: {config.data.overlong})",
+            f"{', '.join(one.path for one in config.data.all_sets)} "
+            f"(rows of at most {config.max_length:,} tokens, longer: {config.data.overlong or 'by format'})",
         ),
         ("weights", _weights(config)),
         ("optimizer", _named(config.optim.name, {"lr": config.learning_rate, **config.optim.options})),
@@ -119,7 +119,9 @@ def _weights(config: Config) -> str:
 def _evaluation(config: Config) -> str:
     if not config.data.holds_out:
         return "none; give data.eval_rows or data.eval_path"
-    rows = ", ".join(config.data.eval_path or []) or f"{config.data.eval_rows} rows held out"
+    share = f"{config.data.eval_fraction:.3g} of the rows" if config.data.eval_fraction else ""
+    held_out = share or f"{config.data.eval_rows} rows"
+    rows = ", ".join(config.data.eval_path or []) or f"{held_out} held out"
     every = f"every {config.eval.every} steps" if config.eval.every else "at the end"
     patience = f", stops after {config.eval.patience} without a better loss" if config.eval.patience else ""
     return f"{rows}, {every}{patience}"

@@ -12,6 +12,25 @@ Rule = Callable[["Draft", str, Any], None]
 """What a table does with a key: (draft, key, value)."""
 
 
+_SAME = (  # what tools call the same thing
+    ("lora_r", "lora_rank", "r"),
+    ("sequence_len", "cutoff_len", "max_seq_len", "max_length", "sequence_length"),
+    ("base_model", "model_name_or_path", "model"),
+    ("micro_batch_size", "per_device_train_batch_size", "batch_size"),
+    ("num_epochs", "num_train_epochs", "epochs"),
+    ("datasets", "dataset", "train_dataset"),
+    ("val_set_size", "val_size"),
+    ("optimizer", "optim"),
+    ("lr_scheduler", "lr_scheduler_type"),
+    ("learning_rate", "lr"),
+    ("train_on_inputs", "train_on_prompt"),
+    ("chat_template", "template"),
+    ("max_grad_norm", "clip_grad_norm"),
+    ("lora_target_modules", "lora_target", "target_modules"),
+    ("lora_modules_to_save", "additional_target", "modules_to_save"),
+)
+
+
 class Blocked(Exception):
     """The run that the file describes is none that Luthier can do; the message is the reason."""
 
@@ -109,7 +128,9 @@ class Draft:
 
     def unknown(self, key: str, known: Iterable[str]) -> None:
         """A key that the tool does not have."""
-        hint = did_you_mean(key.rpartition(".")[2], known)
+        word, names = key.rpartition(".")[2], list(known)
+        others = [other for group in _SAME if word in group for other in group if other in names]
+        hint = f"; did you mean {others[0]}?" if others else did_you_mean(word, names)
         self.find(key, Kind.UNKNOWN, f"{self.tool} has no such key{hint}")
 
     def unreadable(self, fault: Fault) -> None:

@@ -3,6 +3,7 @@
 import re
 
 from luthier.config.plugins import known_plugins
+from luthier.config.words import did_you_mean
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 
@@ -13,6 +14,62 @@ _LOW_MEMORY = re.compile(
     r"(paged_)?adamw?_?(bnb_|torch_|ao_|optimi_)?(_?8bit|_?4bit|_?fp8|_?32bit)?|adamw8bit|pagedadamw(8bit|32bit)?"
     r"|optimi_adamw|flash_adamw"
 )
+
+
+_OTHERS = (
+    *(
+        "adafactor",
+        "sgd",
+        "adagrad",
+        "rmsprop",
+        "adamax",
+        "nadam",
+        "radam",
+        "asgd",
+        "lbfgs",
+        "adadelta",
+        "adamw",
+    ),
+    *(
+        "adamw_torch",
+        "adamw_torch_fused",
+        "adamw_bnb_8bit",
+        "adamw_8bit",
+        "paged_adamw_8bit",
+        "adamw_torch_8bit",
+    ),
+    *(
+        "adamw_torch_4bit",
+        "paged_adamw_32bit",
+        "ademamix",
+        "ademamix_8bit",
+        "lion",
+        "lion_8bit",
+        "lion_32bit",
+    ),
+    *("paged_lion_8bit", "paged_lion_32bit", "rmsprop_bnb", "galore_adamw", "galore_adamw_8bit", "lomo"),
+    *("galore_adafactor", "adalomo", "grokadamw", "schedule_free_radam", "schedule_free_adamw"),
+    *(
+        "schedule_free_sgd",
+        "apollo_adamw",
+        "apollo_adamw_layerwise",
+        "stable_adamw",
+        "muon",
+        "dion",
+        "sinkgd",
+    ),
+    *(
+        "came_pytorch",
+        "optimi_adamw",
+        "ao_adamw_4bit",
+        "ao_adamw_8bit",
+        "ao_adamw_fp8",
+        "adopt_adamw",
+        "soap",
+    ),
+    *("q_galore_adamw8bit", "lion_pytorch", "shampoo", "adam_mini"),
+)
+"""Names of optimizers that other tools know, for finding misspelt ones."""
 
 
 def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | None) -> None:
@@ -33,7 +90,11 @@ def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | No
         draft.map(key, "optim.name", "adamw", note)
     else:
         ours = ", ".join(sorted(known))
-        draft.none(key, f"{name} is not there; adamw is used, with its own learning rate (known: {ours})")
+        if plain in _OTHERS or plain.startswith(("galore", "apollo", "schedule_free", "flash_")):
+            draft.none(key, f"{name} is not there; adamw is used, with its own learning rate (known: {ours})")
+        else:
+            hint = did_you_mean(plain, _OTHERS)
+            draft.find(key, Kind.UNKNOWN, f"{name} is no optimizer that is known here{hint}")
         if lr is not None and lr_key in draft.given:
             draft.none(lr_key, f"is meant for {name}, so it is left out; set optim.lr for adamw")
         draft.put("optim.name", "adamw", f"instead of {name}")

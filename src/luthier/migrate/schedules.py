@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+from luthier.config.words import did_you_mean
 from luthier.migrate.draft import Draft
+from luthier.migrate.findings import Kind
 
 _SAME = {
     "constant": "constant",
@@ -55,8 +57,8 @@ def put_schedule(draft: Draft, key: str | None, name: str, warmup: Warmup, *, de
         draft.put("schedule.name", ours, f"instead of {name}: {why}")
         draft.none(key or "lr_scheduler", f"{name} becomes {ours}: {why}")
     else:
-        draft.none(key or "lr_scheduler", f"{name} is no schedule of {draft.tool} that is known here")
-        return
+        hint = did_you_mean(name, [*_SAME, *_NEAR])
+        draft.find(key or "lr_scheduler", Kind.UNKNOWN, f"{name} is no schedule that is known here{hint}")
     _put_warmup(draft, name, warmup, default_ratio)
 
 

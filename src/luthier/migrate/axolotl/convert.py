@@ -307,7 +307,8 @@ def _gibibytes(value: Any) -> float:
 
 
 def _put_plugins(draft: Draft) -> None:
-    for plugin in draft.get("plugins", names, []):
+    plugins = draft.get("plugins", names, [])
+    for plugin in plugins:
         part = plugin.removeprefix("axolotl.integrations.").partition(".")[0]
         if part in _BLOCKING:
             draft.block("plugins", f"{plugin}: {_BLOCKING[part]}, which Luthier does not have")
@@ -315,7 +316,7 @@ def _put_plugins(draft: Draft) -> None:
             draft.needless("plugins", f"{part}: {_PLUGINS[part]}")
         else:
             draft.none("plugins", f"{plugin} is not run")
-    if draft.given.get("plugins") == []:
+    if "plugins" in draft.given and not plugins:
         draft.needless("plugins", "is empty")
 
 

@@ -89,7 +89,7 @@ def _put_held_out(draft: Draft) -> None:
     if tests or size == 0:
         draft.needless("val_set_size", "has no effect beside test_datasets" if tests else "is off")
     elif size >= 1:
-        draft.map("val_set_size", "data.eval_rows", int(size))
+        draft.map("val_set_size", "data.eval_rows", draft.get("val_set_size", whole, 0))
     else:
         draft.map("val_set_size", "data.eval_fraction", float(size))
 

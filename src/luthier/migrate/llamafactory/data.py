@@ -154,7 +154,7 @@ def _put_held_out(draft: Draft) -> None:
     if chosen or size == 0:
         draft.needless("val_size", "has no effect beside eval_dataset" if chosen else "is off")
     elif size >= 1:
-        draft.map("val_size", "data.eval_rows", int(size))
+        draft.map("val_size", "data.eval_rows", draft.get("val_size", whole, 0))
     else:
         draft.map("val_size", "data.eval_fraction", float(size))
 
