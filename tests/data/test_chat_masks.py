@@ -6,6 +6,7 @@ words in the text and at the tokens that cover them.
 """
 
 import random
+import re
 import string
 from collections import Counter
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from luthier.data.tokens import TokenEncoder
 from luthier.errors import RowRefused
 
 TEMPLATES = all_templates()
-NUM_RANDOM = 60
+NUM_RANDOM = 30
 ENDS = (
     "<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<end_of_turn>", "<|END_OF_TURN_TOKEN|>", "<｜end▁of▁sentence｜>",
     "<|end|>", "<end_of_utterance>", "</s>",
@@ -181,7 +182,7 @@ def learned_characters(template: ChatTemplate, encoded: Encoded) -> list[bool]:
 
 
 def places(text: str, word: str) -> list[int]:
-    return [start for start in range(len(text)) if text.startswith(word, start)]
+    return [found.start() for found in re.finditer(f"(?={re.escape(word)})", text)] if word in text else []
 
 
 def answer_places(text: str, word: str, learned: list[bool], several: bool) -> list[int]:

@@ -137,7 +137,7 @@ class Recorder:
 
     def measured(self, text: str) -> Marked:
         """The result of a run without marks."""
-        if self.open is not None or RESERVED.search(text):
+        if self.open is not None or (not text.isascii() and RESERVED.search(text)):
             raise RowRefused("the template cuts the text of messages apart, so it cannot be marked")
         regions = tuple(sorted(self.regions, key=lambda region: (region.start, region.end)))
         return Marked(text, regions, tuple(self.generations), frozenset(self.within))
@@ -171,8 +171,7 @@ class Recorder:
 
 
 def _recorder(context: Context) -> Recorder | None:
-    found = context.resolve_or_missing(RECORDER)
-    return found if isinstance(found, Recorder) else None
+    return context.parent.get(RECORDER)
 
 
 @pass_context

@@ -15,7 +15,8 @@ template, in which the assistant's texts are sentinels. What does not fit togeth
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from luthier.data.conversation import Message, describe
 from luthier.data.form import SENTINEL, call_sentinel, content_sentinel, num_texts, owner, reasoning_of
@@ -35,8 +36,16 @@ class Endings:
     end_of_text: str | None
     """The tokenizer's `eos_token`, which ends a turn even if others follow it."""
 
+    _known: dict[Any, Any] = field(default_factory=dict)
+    """Answers that were worked out before; there are few."""
+
     def length(self, suffix: str) -> int:
         """How much of the text after an answer belongs to it: all of it if no end of turn is in it."""
+        if suffix not in self._known:
+            self._known[suffix] = self._length(suffix)
+        return self._known[suffix]
+
+    def _length(self, suffix: str) -> int:
         if self.end_of_text and self.end_of_text in suffix:
             return suffix.index(self.end_of_text) + len(self.end_of_text)
         found = list(self.tokens.finditer(suffix))
@@ -44,6 +53,12 @@ class Endings:
 
     def beyond(self, literals: Literals) -> str:
         """The end of turn, for a template that writes it only when it comes to what follows the turn."""
+        key = literals.ending, literals.after
+        if key not in self._known:
+            self._known[key] = self._beyond(literals)
+        return self._known[key]
+
+    def _beyond(self, literals: Literals) -> str:
         if self.tokens.search(literals.ending):
             return ""
         found = self.tokens.match(literals.after.lstrip())

@@ -4,7 +4,6 @@ Chat templates are Jinja. We build the environment that transformers builds, and
 that tells which text it wrote for which message (`marking.py`).
 """
 
-import json
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
@@ -12,13 +11,10 @@ from typing import Any
 import jinja2
 import jinja2.ext
 import jinja2.meta
-from jinja2 import nodes
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-from jinja2.utils import Namespace
 
 from luthier.data.conversation import Message
-from luthier.data.marking import FILTERS, RECORDER, Captured, Marked, Recorder, watch
+from luthier.data.marking import RECORDER, Captured, Marked, Recorder, watch
+from luthier.data.sandbox import chat_environment
 from luthier.errors import DataError, RowRefused
 
 
@@ -31,7 +27,7 @@ class TemplateProgram:
 
     def __init__(self, source: str):
         self.source = source
-        environment = _environment(datetime.now())
+        environment = chat_environment(datetime.now())
         try:
             self._plain = environment.from_string(source)
             tree = environment.parse(source)
@@ -100,64 +96,3 @@ def _refusal(fault: Exception) -> RowRefused:
     """A template is somebody else's program: whatever it raises is about this row."""
     reason = getattr(fault, "message", None) or f"{type(fault).__name__}: {fault}"
     return RowRefused(f"the chat template refuses the conversation: {reason}")
-
-
-class _GenerationTag(jinja2.ext.Extension):
-    """`{% generation %} … {% endgeneration %}`: writes its body, and tells the recorder where."""
-
-    tags = {"generation"}  # noqa: RUF012  # the name and form that Jinja asks for
-
-    def parse(self, parser: Parser) -> nodes.Node:
-        line = next(parser.stream).lineno
-        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        told = nodes.Filter(None, "luthier_generation", [nodes.Const(False)], [], None, None)
-        return nodes.FilterBlock(body, told).set_lineno(line)
-
-
-class _Dict:
-    """`dict(...)` in a template, without the attributes of Python's class."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-class _Namespace(Namespace):
-    """`namespace(...)` in a template, without a way to Python's internals."""
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        if name.startswith("_"):
-            raise jinja2.exceptions.SecurityError(f"a template cannot set {name!r} on a namespace")
-        super().__setitem__(name, value)
-
-
-def _refuse(message: str) -> str:
-    raise jinja2.TemplateError(message)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | str | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """JSON without the HTML escapes of Jinja's own filter."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
-
-
-def _environment(now: datetime) -> ImmutableSandboxedEnvironment:
-    """What chat templates are written for. The clock stands still, so that all rows of a run see one date."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, jinja2.ext.loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals.update(
-        raise_exception=_refuse, strftime_now=now.strftime, dict=_Dict(), namespace=_Namespace
-    )
-    environment.filters.update(FILTERS)
-    return environment
