@@ -1,171 +1,154 @@
-"""`luthier data`: what a data file holds, what becomes of each row, and what is learned from it."""
+"""`luthier data`: what data files hold, what becomes of each row, what is learned; and canonical files of them."""
 
 import json
-from collections import Counter
-from collections.abc import Iterator
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from transformers import PreTrainedTokenizerFast
-
-    from luthier.config.tree import Config
-    from luthier.data.chat import ChatTemplate
-    from luthier.data.ledger import Ledger
-    from luthier.data.prepare import PreparedRow
+    from luthier.data.pipeline import PreparedRow
     from luthier.data.sources import Row
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
-_NO_MODEL = "no-model"
+_ARGUMENTS = typer.Argument(
+    metavar="PATH|RUN.YAML [KEY=VALUE]...",
+    help="Data files, folders, hub sets, or a run.yaml; and keys to change.",
+    show_default=False,
+)
+_FORMAT = typer.Option(
+    "--format", help="The format of the rows, such as sharegpt. Absent: seen from the columns."
+)
 
 
 @app.callback()
 def data() -> None:
-    """Look at data before training on it."""
+    """Look at data before training on it, or write it anew in one canonical form."""
 
 
 @app.command("inspect")
 def inspect_command(
-    path: Annotated[
-        str, typer.Argument(help="A data file, a folder, or a run.yaml.", metavar="PATH|RUN.YAML")
-    ],
-    overrides: Annotated[
-        list[str] | None, typer.Argument(help="Keys to change.", metavar="[KEY=VALUE]...", show_default=False)
-    ] = None,
+    arguments: Annotated[list[str], _ARGUMENTS],
     model: Annotated[str | None, typer.Option(help="Model whose template and tokenizer are used.")] = None,
+    format: Annotated[str | None, _FORMAT] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row.")] = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page (one file) instead of printing.")] = None,
     rows: Annotated[int | None, typer.Option(help="Look at the first so many rows only.", min=1)] = None,
+    sample: Annotated[int | None, typer.Option(help="Show so many rows (1; on a page 8).", min=0)] = None,
+    row: Annotated[
+        list[int] | None, typer.Option(help="Show the row of this number, counted from 0.", min=0)
+    ] = None,
+    ids: Annotated[bool, typer.Option("--ids", help="Show token ids.")] = False,
+    duplicates: Annotated[bool, typer.Option("--duplicates", help="Count rows that say the same.")] = False,
 ) -> None:
-    """What becomes of each row: format, ledger, lengths, and a sample with what is learned in colour.
+    """What becomes of each row: format, ledger, lengths, and samples with what is learned in colour.
 
     Without a model only what needs no tokenizer is shown. With --json: row, status, reason, ids, targets (1
     where the token is learned). Example: luthier data inspect chats.jsonl --model Qwen/Qwen3-0.6B
     """
-    from luthier.data.sources import read_rows
+    from luthier.cli._data_plan import config_of, look
+    from luthier.data.pipeline import Pipeline
+    from luthier.data.summary import Summary
 
-    config = _config(path, overrides or [], model)
-    template = _template(config) if config.model.name != _NO_MODEL else None
-    prepared = _prepared(islice(read_rows([entry.path for entry in config.data.all_sets]), rows), template, config)
+    found = look(config_of(arguments, model, format))
+    pipeline = Pipeline(found.plan)
     if as_json:
-        for one in prepared:
+        for one in pipeline.prepared(read for read, _ in found.rows(rows)):
             print(json.dumps(_plain(one), ensure_ascii=False))
         return
-    from rich.console import Console
+    names = [one.path for one in found.plan.sets]
+    summary = Summary(
+        names, (8 if html else 1) if sample is None else sample, frozenset(row or ()), duplicates
+    )
+    with _Progress() as progress:
+        for one in pipeline.prepared(progress.watched(found.rows(rows))):
+            summary.add(one)
+    missing = sorted(set(row or ()) - {one.row.number for one in summary.samples})
+    if missing:
+        raise ConfigError(
+            f"there is no row {missing[0]}; {summary.ledger.read:,} rows were read, counted from 0"
+        )
+    if pipeline.cleaner is not None:
+        found.notes += pipeline.cleaner.notes
+    from luthier.cli._data_look import view_of
 
-    report(prepared, template, config, Console(soft_wrap=True))
+    view = view_of(found, summary, pipeline.notes, rows)
+    if html is None:
+        from rich.console import Console
+
+        from luthier.cli._data_show import show
+
+        show(view, summary.ledger, Console(soft_wrap=True), ids=ids, has_model=found.tokenizer is not None)
+        return
+    from luthier.runs.atomic import atomic_write_text
+    from luthier.runs.data_page import render_data_page
+
+    _in_a_folder(html)
+    atomic_write_text(
+        html, render_data_page(view, f"Written by Luthier on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
+    )
+    print(f"{summary.ledger.summary().splitlines()[0]}\nwrote {html}")
 
 
-def report(
-    prepared: "Iterator[PreparedRow]", template: "ChatTemplate | None", config: "Config", console: "Console"
+@app.command("convert")
+def convert_command(
+    arguments: Annotated[list[str], _ARGUMENTS],
+    out: Annotated[str, typer.Option("--out", "-o", help="The file to write, or - for standard output.")],
+    format: Annotated[str | None, _FORMAT] = None,
+    rows: Annotated[int | None, typer.Option(help="Convert the first so many rows only.", min=1)] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace files that are there.")] = False,
 ) -> None:
-    """Prints what was found, for people."""
-    from luthier.data.detect import detect
-    from luthier.data.ledger import Ledger
+    """Writes rows of any format as JSON lines in one canonical form, checked to say the same.
 
-    ledger, formats, lengths, num_targets = Ledger(), Counter[str](), list[int](), 0
-    sample: PreparedRow | None = None
-    with console.status("reading rows"):
-        for one in prepared:
-            ledger.add(one.status, one.row.where, one.reason)
-            if one.row.record is not None and (format := detect(one.row.record)):
-                formats[format.name] += 1
-            if one.encoded is not None:
-                sample = sample or one
-                lengths.append(len(one.encoded.ids))
-                num_targets += int(one.encoded.targets.sum())
-    console.print(f"format: {', '.join(formats) or 'none was recognised'}", markup=False, highlight=False)
-    _print_ledger(ledger, console)
-    if template is None:
-        console.print("Name a model (--model) to see lengths and what is learned.", markup=False)
-    elif sample is not None:
-        _print_lengths(lengths, num_targets, config, console)
-        _print_sample(sample, template, console)
+    Rows that are refused or left out (data.clean) go with their reasons to a file beside it, chats.refused.jsonl
+    for chats.jsonl. Example: luthier data convert raw/ -o chats.jsonl data.clean.exact_duplicates=true
+    """
+    from luthier.cli._data_convert import convert
+    from luthier.cli._data_plan import config_of, look
+
+    found = look(config_of(arguments, None, format))
+    with _Progress() as progress:
+        convert(found, progress.watched(found.rows(rows)), out, force)
 
 
-def _config(path: str, overrides: list[str], model: str | None) -> "Config":
-    """The run that a YAML file describes, or one over the data that is named."""
-    from luthier.config.load import config_from_dict, load_config
+class _Progress:
+    """How many rows were read, on a terminal's error output while it goes on."""
 
-    if path.lower().endswith((".yaml", ".yml")):
-        return load_config(Path(path), [*overrides, *([f"model.name={model}"] if model else [])])
-    return config_from_dict({"model": {"name": model or _NO_MODEL}, "data": {"path": [path]}}, overrides)
+    def __enter__(self) -> "_Progress":
+        from rich.console import Console
 
+        self._status = Console(stderr=True).status("reading rows")
+        self._status.start()
+        return self
 
-def _template(config: "Config") -> "ChatTemplate":
-    from luthier.data.chat import ChatTemplate
+    def __exit__(self, *_: object) -> None:
+        self._status.stop()
 
-    source = None
-    if config.data.template is not None:
-        try:
-            source = Path(config.data.template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as fault:
-            raise ConfigError(f"data.template {config.data.template} cannot be read: {fault}") from fault
-    return ChatTemplate(_tokenizer(config), source, config.data.template_args)
-
-
-def _tokenizer(config: "Config") -> "PreTrainedTokenizerFast":
-    from luthier.models.load import load_tokenizer
-
-    return load_tokenizer(config.model.name, revision=config.model.revision, offline=config.offline)
-
-
-def _prepared(
-    rows: "Iterator[Row]", template: "ChatTemplate | None", config: "Config"
-) -> "Iterator[PreparedRow]":
-    from luthier.data.prepare import convert_rows, encode_rows
-
-    if template is None:
-        return convert_rows(rows)
-    return encode_rows(rows, template, config.max_length, config.data.overlong or "drop")  # type: ignore[arg-type]
+    def watched(self, rows: "Iterable[tuple[Row, float | None]]") -> "Iterator[Row]":
+        """The rows; every now and then it is told how many there were."""
+        update: Callable[[str], None] = self._status.update
+        for number, (row, share) in enumerate(rows, start=1):
+            if number % 1000 == 0:
+                update(f"{number:,} rows read" + (f" ({share:.0%})" if share is not None else ""))
+            yield row
 
 
 def _plain(one: "PreparedRow") -> dict[str, object]:
-    encoded = one.encoded
-    return {
-        "row": one.row.number,
-        "status": one.status,
-        "reason": one.reason,
-        "ids": None if encoded is None else encoded.ids.tolist(),
-        "targets": None if encoded is None else encoded.targets.astype(int).tolist(),
-    }
+    """A row for programs. One that has several sequences (answers, parts) has them in `sequences`."""
+    from luthier.data.draft import sequences
+
+    found = [pair for example in one.examples for pair in sequences(example)]
+    plain = [{"ids": ids.tolist(), "targets": (weights > 0).astype(int).tolist()} for ids, weights in found]
+    single = plain[0] if len(plain) == 1 else {"ids": None, "targets": None}
+    result = {"row": one.row.number, "status": one.status, "reason": one.reason, **single}
+    return {**result, "sequences": plain} if len(plain) > 1 else result
 
 
-def _print_ledger(ledger: "Ledger", console: "Console") -> None:
-    for number, line in enumerate(ledger.summary().splitlines()):
-        console.print(line, style="bold" if number == 0 else "red", markup=False, highlight=False)
-
-
-def _print_lengths(lengths: list[int], num_targets: int, config: "Config", console: "Console") -> None:
-    import numpy as np
-
-    from luthier.data.pack import pack
-
-    tokens = np.array(lengths)
-    parts = [
-        f"{name} {int(np.percentile(tokens, at))}" for name, at in (("median", 50), ("90%", 90), ("99%", 99))
-    ]
-    console.print(f"tokens a row: {', '.join(parts)}, longest {tokens.max()}", highlight=False)
-    share = num_targets / tokens.sum()
-    console.print(f"learned: {num_targets} of {tokens.sum()} tokens ({share:.1%})", highlight=False)
-    capacity = config.train.micro_tokens
-    packs = len(pack(tokens, capacity))
-    fill = tokens.sum() / (packs * capacity)
-    console.print(f"packed: {packs} micro-batches of {capacity} tokens, {fill:.1%} full", highlight=False)
-
-
-def _print_sample(sample: "PreparedRow", template: "ChatTemplate", console: "Console") -> None:
-    from rich.text import Text
-
-    assert sample.encoded is not None, "a sample has tokens"
-    console.print(f"\n{sample.row.where}, learned text in green:", highlight=False, markup=False)
-    text = Text()
-    for piece, learned in template.pieces(sample.encoded):
-        text.append(piece, style="bold green" if learned else "dim")
-    console.print(text)
+def _in_a_folder(path: Path) -> None:
+    if not path.parent.is_dir():
+        raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
