@@ -154,7 +154,7 @@ def test_precision(tmp_path, flag, dtype):
     ("tool", "changes", "reason"),
     [
         ("llamafactory", {"finetuning_type": "oft"}, "finetuning_type: tunes by rotations"),
-        ("llamafactory", {"use_dft_loss": True}, "use_dft_loss: changes the loss"),
+        ("llamafactory", {"use_asft_loss": True}, "use_asft_loss: changes the loss"),
         ("llamafactory", {"do_train": False, "export_dir": "out"}, "export_dir: an export"),
         ("llamafactory", {"stage": "rm"}, "stage: trains a reward model"),
         ("axolotl", {"processor_type": "AutoProcessor"}, "processor_type: trains on images"),
@@ -185,7 +185,7 @@ def test_a_method_is_taken_over_once_luthier_has_it(tmp_path, name):
         method = imported(tmp_path, values).values["method"]
         assert method == {"name": name, "beta": 0.3}
     else:
-        with pytest.raises(Refused, match=r"rl: learns .*Luthier's methods are"):
+        with pytest.raises(Refused, match=r"rl: learns .* which Luthier does not do yet"):
             imported(tmp_path, values)
 
 

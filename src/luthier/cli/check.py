@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from luthier.config.data_section import SetSection
 from luthier.config.load import load_with_places
 from luthier.config.overrides import split_arguments
 from luthier.config.paths import path_faults
@@ -72,11 +73,8 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return [
         ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
         ("method", _named(config.method.name, config.method.options)),
-        (
-            "data",
-            f"{', '.join(one.path for one in config.data.all_sets)} "
-            f"(rows of at most {config.max_length:,} tokens, longer: {config.data.overlong or 'by format'})",
-        ),
+        ("data", _data(config)),
+        *_choices(config),
         ("weights", _weights(config)),
         ("optimizer", _named(config.optim.name, {"lr": config.learning_rate, **config.optim.options})),
         ("schedule", f"{schedule.name}, warm-up {warmup}"),
@@ -88,6 +86,46 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("checkpoints", _checkpoints(config)),
         ("results in", _folder(config)),
     ]
+
+
+def _data(config: Config) -> str:
+    names = [_set(one) for one in config.data.all_sets]
+    longer = config.data.overlong or "drop, plain text: split"
+    return f"{', '.join(names)} (rows of at most {config.max_length:,} tokens, longer: {longer})"
+
+
+def _set(section: SetSection) -> str:
+    """A data set with the options that it has."""
+    given = {
+        name: getattr(section, name) for name in ("format", "split", "subset", "rows", "weight", "repeat")
+    }
+    defaults = {"weight": 1.0, "repeat": 1.0}
+    told = [f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
+            for name, value in given.items() if value not in (None, defaults.get(name))]  # fmt: skip
+    return f"{section.path} [{', '.join(told)}]" if told else section.path
+
+
+def _choices(config: Config) -> list[tuple[str, str]]:
+    """What was chosen about the data, where it is not the default."""
+    data = config.data
+    rows: list[tuple[str, str]] = []
+    if data.mix != "concat":
+        rows.append(("mixed", f"until {data.mix.replace('_', ' is ')}, temperature {data.temperature:g}"))
+    if data.learn != "answers":
+        rows.append(
+            ("learned", data.learn if isinstance(data.learn, str) else f"turns of {', '.join(data.learn)}")
+        )
+    if data.thinking is not None:
+        rows.append(("thinking", "on" if data.thinking else "off"))
+    left_out = data.clean.model_dump(exclude_defaults=True)
+    if left_out:
+        rows.append(("left out", ", ".join(_cleaned(name, value) for name, value in left_out.items())))
+    return rows
+
+
+def _cleaned(name: str, value: object) -> str:
+    shown = "" if value is True else f" {', '.join(value) if isinstance(value, list | tuple) else value}"
+    return f"{name.replace('_', ' ')}{shown}"
 
 
 def _warmup(config: Config) -> float:

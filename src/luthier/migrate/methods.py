@@ -19,6 +19,9 @@ _SAYS = {
     "ppo": "learns by reinforcement (PPO)",
     "grpo": "learns by reinforcement (GRPO)",
     "gdpo": "learns by reinforcement (GDPO)",
+    "dft": "changes the loss of sft (DFT)",
+    "asft": "changes the loss of sft (ASFT)",
+    "eaft": "changes the loss of sft (EAFT)",
     "ebft": "fits features of whole answers (EBFT)",
 }
 _FORMS = {"ipo": ("dpo", {"loss_type": "ipo"}), "hinge": ("dpo", {"loss_type": "hinge"})}
@@ -30,8 +33,8 @@ def put_method(draft: Draft, key: str, name: str) -> None:
     known = known_plugins()["method"]
     ours, options = _FORMS.get(name, (name, {}))
     if ours not in known:
-        what = _SAYS.get(ours, f"asks for {name}")
-        draft.block(key, f"{what}; Luthier's methods are {', '.join(sorted(known))}")
+        what = _SAYS.get(ours, f"asks for the method {name}")
+        draft.block(key, f"{what}, which Luthier does not do yet")
         return
     draft.map(key, "method.name", ours)
     for option, value in options.items():

@@ -122,7 +122,7 @@ def _put_method(draft: Draft) -> None:
         put_method(draft, "rl", asked.lower())
     elif "rl" in draft.given:
         draft.needless("rl", "is off")
-    for key, method in (("reward_model", "rm"), ("process_reward_model", "prm")):
+    for key, method in (("reward_model", "rm"), ("process_reward_model", "prm"), ("use_eaft", "eaft")):
         if draft.get(key, switch, False):
             put_method(draft, key, method)
         elif key in draft.given:

@@ -62,7 +62,7 @@ KEYS: dict[str, Rule] = {
     ),
     "neftune_noise_alpha": absent("no noise is added to embeddings"),
     "noisy_embedding_alpha": absent("no noise is added to embeddings"),
-    "use_eaft": blocks("changes the loss (EAFT); sft learns by plain negative log-likelihood"),
+    "use_eaft": grouped(),
     "eaft_alpha": option_of("use_eaft", "EAFT is not there"),
     "eaft_k": option_of("use_eaft", "EAFT is not there"),
     "diffusion": blocks("trains a text diffusion model; Luthier trains models that write from left to right"),

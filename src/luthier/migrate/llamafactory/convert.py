@@ -50,6 +50,11 @@ def convert(draft: Draft) -> None:
         put_method(draft, "stage", stage)
     else:
         draft.put("method.name", "sft")
+    for key in ("use_dft_loss", "use_asft_loss", "use_eaft_loss"):
+        if draft.get(key, switch, False):
+            put_method(draft, key, key.removeprefix("use_").removesuffix("_loss"))
+        elif key in draft.given:
+            draft.needless(key, "is switched off")
     _put_method_options(draft, stage)
     _put_weights(draft)
     put_data(draft, plain_text=stage == "pt")

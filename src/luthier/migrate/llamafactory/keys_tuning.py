@@ -9,7 +9,7 @@ _GALORE = "GaLore is not there; adamw keeps whole states (8 bytes for each train
 _APOLLO = "APOLLO is not there; adamw keeps whole states (8 bytes for each trained weight)"
 _BADAM = "BAdam is not there: all chosen weights are tuned in every step"
 _PISSA = "adapters start as usual (B = 0), not from the weights' singular vectors"
-_LOSS = "changes the loss; sft learns by plain negative log-likelihood"
+_LOSS = "is no option of the method here"
 _SWANLAB = "nothing is sent to SwanLab; the run's folder has its metrics and report"
 
 KEYS: dict[str, Rule] = {
@@ -40,10 +40,10 @@ KEYS: dict[str, Rule] = {
     "oft_target": grouped(),
     "module_lr_groups": absent("one learning rate holds for all weights"),
     # losses
-    "use_dft_loss": blocks(f"{_LOSS} (DFT)"),
-    "use_asft_loss": blocks(f"{_LOSS} (ASFT)"),
+    "use_dft_loss": grouped(),
+    "use_asft_loss": grouped(),
     "asft_alpha": option_of("use_asft_loss", _LOSS),
-    "use_eaft_loss": blocks(f"{_LOSS} (EAFT)"),
+    "use_eaft_loss": grouped(),
     "eaft_alpha": option_of("use_eaft_loss", _LOSS),
     "use_chunked_ce_loss": needless("the loss never holds all logits at once"),
     "chunked_ce_num_chunks": needless("the loss never holds all logits at once"),
