@@ -43,7 +43,7 @@ def test_a_good_config_is_ok_and_shows_what_would_happen(folder, capsys):
     assert {line[:15].strip(): line[15:] for line in out[1:]} == {
         "model": "demo:smollm2-135m (dtype auto, device auto)",
         "method": "sft",
-        "data": "a.jsonl (rows of at most 4,096 tokens, longer: drop)",
+        "data": "a.jsonl (rows of at most 4,096 tokens, longer: drop, plain text: split)",
         "weights": "LoRA of rank 4, alpha 8, on all linear layers; whole: lm_head",
         "optimizer": "adamw (lr 0.0001, beta1 0.9, beta2 0.999, eps 1e-08, weight_decay 0.0)",
         "schedule": "cosine, warm-up 0.03 of all steps",
@@ -63,6 +63,27 @@ def test_defaults_are_told(folder, capsys):
     assert "9 steps; 16,384 tokens" in out
     assert "none; give data.eval_rows or data.eval_path" in out
     assert "runs/, in a folder named after method, model and time of start" in out
+
+
+def test_choices_about_the_data_are_told(folder, capsys):
+    (folder / "b.jsonl").write_text("")
+    sets = "data.sets=[a.jsonl, {path: b.jsonl, format: text, weight: 2, repeat: 0.5}]"
+    clean = "data.clean={exact_duplicates: true, near_duplicates: 0.8, languages: [en, de]}"
+    more = [
+        "data.mix=all_exhausted",
+        "data.learn=[assistant, tool]",
+        "data.thinking=false",
+        "data.overlong=split",
+    ]
+    assert main(["check", "model=x/y", sets, clean, *more]) == 0
+    out = capsys.readouterr().out.splitlines()
+    assert {line[:15].strip(): line[15:] for line in out[3:8]} == {
+        "data": "a.jsonl, b.jsonl [format text, weight 2, repeat 0.5] (rows of at most 4,096 tokens, longer: split)",
+        "mixed": "until all sets are used up, temperature 1",
+        "learned": "turns of assistant, tool",
+        "thinking": "off",
+        "left out": "exact duplicates, near duplicates 0.8, languages en, de",
+    }
 
 
 def test_a_folder_that_is_taken_is_told(folder, capsys):
@@ -91,17 +112,17 @@ def test_a_missing_file_and_nothing_at_all(folder, capsys):
 
 def test_paths_that_lead_nowhere(folder, capsys):
     (folder / "empty").mkdir()
-    (folder / "notes.txt").write_text("")
+    (folder / "notes.md").write_text("")
     (folder / "run.yaml").write_text(
-        "model: ./models/x\ndata:\n  path: [b.jsonl, empty, notes.txt]\n  eval_path: ~/x.jsonl\n"
+        "model: ./models/x\ndata:\n  path: [b.jsonl, empty, notes.md]\n  eval_path: ~/x.jsonl\n"
         "  template: empty\nmethod: ./mine.py\n"
     )
     assert main(["check", "run.yaml"]) == 2
     assert errors(capsys) == [
         "error: run.yaml:1: model.name: models/x does not exist; nor does its folder models",
         "error: run.yaml:3: data.path[0]: b.jsonl does not exist; did you mean a.jsonl?",
-        "error: run.yaml:3: data.path[1]: empty is a folder without .jsonl, .json, .parquet, .jsonl.gz, .json.gz files",
-        "error: run.yaml:3: data.path[2]: notes.txt is none of .jsonl, .json, .parquet, .jsonl.gz, .json.gz; "
+        "error: run.yaml:3: data.path[1]: empty is a folder without .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet, .arrow files",
+        "error: run.yaml:3: data.path[2]: notes.md is none of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet, .arrow; "
         "convert it",
         "error: run.yaml:4: data.eval_path: ~/x.jsonl does not exist; write ~ out, it is not expanded",
         "error: run.yaml:5: data.template: empty is a folder; give a file",

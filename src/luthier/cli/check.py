@@ -110,7 +110,8 @@ def _choices(config: Config) -> list[tuple[str, str]]:
     data = config.data
     rows: list[tuple[str, str]] = []
     if data.mix != "concat":
-        rows.append(("mixed", f"until {data.mix.replace('_', ' is ')}, temperature {data.temperature:g}"))
+        until = "the first set is" if data.mix == "first_exhausted" else "all sets are"
+        rows.append(("mixed", f"until {until} used up, temperature {data.temperature:g}"))
     if data.learn != "answers":
         rows.append(
             ("learned", data.learn if isinstance(data.learn, str) else f"turns of {', '.join(data.learn)}")
