@@ -134,6 +134,7 @@ class StreamSource(Steps):
         return {
             "place": place.to_json(),
             "cleaner": place.cleaner,
+            "opened": self._window is not None,
             "taken": self._taken,
             "step": self._step,
             "counted": self._counted,
@@ -146,7 +147,8 @@ class StreamSource(Steps):
         """Goes on from where `state` was taken. Every rank calls it."""
         place = Place(**state["place"], cleaner=state["cleaner"])
         self._window = self._before = self._packs = None
-        if state["step"]:
+        self._next = place
+        if state["opened"]:
             self._window = self._windows.open(place)
             self._next = self._window.next
         self._taken, self._step = state["taken"], state["step"]
