@@ -22,6 +22,8 @@ train: {epochs: 2}
 eval: {every: 5, patience: 2}
 """
 
+KINDS = ".jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet, .arrow"
+
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
@@ -121,10 +123,9 @@ def test_paths_that_lead_nowhere(folder, capsys):
     assert errors(capsys) == [
         "error: run.yaml:1: model.name: models/x does not exist; nor does its folder models",
         "error: run.yaml:3: data.path[0]: b.jsonl does not exist; did you mean a.jsonl?",
-        "error: run.yaml:3: data.path[1]: empty is a folder without .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet, .arrow files",
-        "error: run.yaml:3: data.path[2]: notes.md is none of .jsonl, .ndjson, .json, .csv, .tsv, .txt, .parquet, .arrow; "
-        "convert it",
-        "error: run.yaml:4: data.eval_path: ~/x.jsonl does not exist; write ~ out, it is not expanded",
+        f"error: run.yaml:3: data.path[1]: empty is a folder without {KINDS} files",
+        f"error: run.yaml:3: data.path[2]: notes.md is none of {KINDS}; convert it",
+        f"error: run.yaml:4: data.eval_path: {Path.home()}/x.jsonl does not exist (looked from {folder})",
         "error: run.yaml:5: data.template: empty is a folder; give a file",
         f"error: run.yaml:6: method.name: mine.py does not exist (looked from {folder})",
     ]  # fmt: skip
