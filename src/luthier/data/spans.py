@@ -118,9 +118,10 @@ def _plain_span(
         if end - start != len(before) + len(content) + len(after):
             continue
         if text.startswith(before, start) and text.startswith(content, at) and text.endswith(after, at, end):
-            header = _header(text[start:end], (before,), literals.generation, bare=False)
-            if header is not None:
-                return start + len(header), _end(text, end, after, literals, endings)
+            header = _trimmed(before, literals.generation)
+            if len(literals.generation) > len(header) and text.startswith(literals.generation, start):
+                header = literals.generation
+            return start + len(header), _end(text, end, after, literals, endings)
     return None
 
 
