@@ -46,3 +46,22 @@ class OneOrMany:
     ) -> dict[str, Any]:
         many = handler(schema)
         return {"anyOf": [{"type": "string", "minLength": 1}, *many.get("anyOf", [many])]}
+
+
+@dataclass(frozen=True)
+class KeysAlone:
+    """Lets a list of texts stand for a mapping from these to empty texts."""
+
+    def expand(self, value: Any) -> Any:
+        """The mapping that a list of texts stands for; everything else stays what it is."""
+        listed = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return dict.fromkeys(value, "") if listed else value
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_before_validator_function(self.expand, handler(source))
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        keys = {"type": "array", "items": {"type": "string", "minLength": 1}}
+        return {"anyOf": [keys, handler(schema)]}

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from luthier.config.data_section import DataSection
-from luthier.config.forms import Shorthand
+from luthier.config.forms import KeysAlone, Shorthand
 from luthier.config.problems import Problem, impossible
 from luthier.config.section import Fraction, Positive, Section, Text
 
@@ -41,6 +41,24 @@ class ModelSection(Section):
 
     compile: bool = False
     """Decoder layers that stay plain through torch.compile, each on its own; the first step waits for it."""
+
+    new_tokens: Annotated[dict[Text, str], KeysAlone()] = Field(default_factory=dict)
+    """Tokens to add to the vocabulary: a list, or each with words for what it stands for (`{<tool>: call a tool}`).
+    It starts as the mean of the tokens of these words, without words as the mean of all tokens."""
+
+    train_new_tokens: bool = True
+    """With `lora`: train the embeddings of new tokens, and no others. false: they stay what they started as."""
+
+    @model_validator(mode="after")
+    def _new_tokens_are_tokens(self) -> Self:
+        for token in self.new_tokens:
+            if token != token.strip():
+                text = (
+                    f"model.new_tokens names {token!r}, which begins or ends with white space; tokenizers lose that, "
+                    "so write it without"
+                )
+                raise impossible(Problem("model.new_tokens", text))
+        return self
 
 
 class MethodSection(Section):

@@ -20,13 +20,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError, RunError
-from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, plan_adapter, read_adapter
+from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_adapter, read_adapter
 from luthier.models.checkpoint_names import checkpoint_names
 from luthier.models.lora import add_update, low_rank_update
 from luthier.models.lora_targets import owners
+from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
+from luthier.models.planned_tokens import rows_needed
 from luthier.runs.atomic import atomic_folder
 
 Progress = Callable[[int, int, str], None]
@@ -54,13 +56,18 @@ FROM_ADAPTER = (
 )  # fmt: skip
 
 
+Change = PlannedLinear | PlannedTokens | Tensor | None
+
+
 @dataclass(frozen=True)
 class Output:
     """A tensor of the merged checkpoint, made from a tensor of the base."""
 
     name: str
-    change: PlannedLinear | Tensor | None
-    """An update to add, a tensor that takes its place, or nothing: the same values."""
+    change: Change
+    """An update to add, a tensor that takes its place, rows of a few tokens, or nothing: the same values."""
+    rows: int = 0
+    """Rows that it must have, those that the base lacks included; 0: as many as the base's."""
 
 
 def merge_to_folder(
@@ -85,13 +92,17 @@ def merge_to_folder(
             "Merge into the model that it was quantised from."
         )
     skeleton = empty_model(base_folder)
-    plan = plan_adapter(skeleton, read_adapter(adapter_folder))
-    outputs, cut = _outputs(skeleton, plan, shards, base_folder)
+    files = read_adapter(adapter_folder)
+    before = make_room(skeleton, rows_needed(skeleton, files.config, files.tensors))
+    plan = plan_adapter(skeleton, files)
+    outputs, cut = _outputs(skeleton, plan, shards, base_folder, grown=num_rows(skeleton) > before)
     _check_room(out, shards)
     with atomic_folder(out, replace=False) as partial:
         _copy_description(base_folder, adapter_folder, partial)
         if cut:
-            _say_untied(partial / "config.json")
+            _say_in_config(partial / "config.json", "tie_word_embeddings", False)
+        if num_rows(skeleton) > before:
+            _say_in_config(partial / "config.json", "vocab_size", num_rows(skeleton))
         added: dict[str, tuple[str, int]] = {}
         for done, shard in enumerate(shards, 1):
             new = _merge_shard(shard, partial / shard.name, outputs)
@@ -120,7 +131,7 @@ def base_shards(folder: Path) -> dict[Path, list[str]]:
     return {file: _tensor_names(file) for file in files}
 
 
-def empty_model(folder: Path) -> nn.Module:
+def empty_model(folder: Path) -> PreTrainedModel:
     """The model that the folder describes, with names, classes, shapes and ties but without weights."""
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)
@@ -129,16 +140,18 @@ def empty_model(folder: Path) -> nn.Module:
     except (ValueError, OSError, KeyError) as error:
         first = str(error).strip().splitlines()[0]
         raise ModelError(f"transformers cannot build the model in {folder}: {first}") from error
-    assert isinstance(model, nn.Module)
+    assert isinstance(model, PreTrainedModel)
     return model
 
 
 def _outputs(
-    model: nn.Module, plan: AdapterPlan, shards: Mapping[Path, list[str]], folder: Path
+    model: PreTrainedModel, plan: AdapterPlan, shards: Mapping[Path, list[str]], folder: Path, *, grown: bool
 ) -> tuple[dict[str, list[Output]], bool]:
     """What is made from each tensor of the base (the others are copied), and whether a tie is cut."""
     on_disk = checkpoint_names(model, [name for names in shards.values() for name in names])
     wanted, ties, cut = _wanted(model, plan)
+    rows = {name: len(weight) for name, weight in token_weights(model).items()} if grown else {}
+    wanted = {**{name: None for name in rows if name in on_disk}, **wanted}
     outputs: dict[str, list[Output]] = {}
     lost = []
     for key, change in wanted.items():
@@ -146,10 +159,10 @@ def _outputs(
         source = next((on_disk[name] for name in [key, *tied] if name in on_disk), None)
         if source is None:
             lost.append(key)
-        elif key in on_disk and change is not None:
-            outputs.setdefault(source, []).append(Output(on_disk[key], change))
+        elif key in on_disk and (change is not None or key in rows):
+            outputs.setdefault(source, []).append(Output(on_disk[key], change, rows.get(key, 0)))
         elif key not in on_disk and cut.intersection(tied):
-            outputs.setdefault(source, []).append(Output(key, change))
+            outputs.setdefault(source, []).append(Output(key, change, rows.get(key, 0)))
     if lost:
         raise ModelError(
             f"{folder} has no tensor that can take these updates, because transformers assembles the weights "
@@ -160,26 +173,30 @@ def _outputs(
     return outputs, bool(cut)
 
 
-def _wanted(
-    model: nn.Module, plan: AdapterPlan
-) -> tuple[dict[str, PlannedLinear | Tensor | None], dict[str, list[str]], set[str]]:
+def _wanted(model: nn.Module, plan: AdapterPlan) -> tuple[dict[str, Change], dict[str, list[str]], set[str]]:
     """Weights that need a value of their own, the weights each is tied to, and those that the adapter takes
     apart.
 
     A weight whose partner changes alone needs one too: what it was.
     """
-    changes: dict[str, PlannedLinear | Tensor] = {f"{name}.weight": p for name, p in plan.linears.items()}
+    changes: dict[str, Change] = {f"{name}.weight": p for name, p in plan.linears.items()}
     apart = {*changes, *(f"{name}.weight" for name in plan.untied)}
+    for group in plan.tokens:
+        changes.update({f"{name}.weight": group for name in group.names})
     for name, weights in plan.saved.items():
         changes.update({f"{name}.{part}": tensor for part, tensor in weights.items()})
     groups = [[f"{path}.weight" for path in paths] for paths in owners(model).values() if len(paths) > 1]
+    with_rows = [{f"{name}.weight" for name in group.names} for group in plan.tokens]
+    apart |= {
+        key for keys in with_rows for group in groups if keys & {*group} < {*group} for key in keys & {*group}
+    }
     ties = {key: group for group in groups for key in group}
     cut = apart.intersection(ties)
     return {**{partner: None for key in cut for partner in ties[key]}, **changes}, ties, cut
 
 
 def _merge_shard(source: Path, target: Path, outputs: Mapping[str, list[Output]]) -> dict[str, int]:
-    """Writes one shard, and tells the names and sizes of tensors in it that the base has not.
+    """Writes one shard, and tells the names of tensors in it that the base has not or has smaller, and by how much.
 
     The tensors of the shard before are gone when this begins, and these when it ends.
     """
@@ -188,9 +205,10 @@ def _merge_shard(source: Path, target: Path, outputs: Mapping[str, list[Output]]
     for name in list(tensors):
         weight = tensors[name]
         for output in outputs.get(name, ()):
-            if output.name not in tensors:
-                added[output.name] = weight.nbytes
+            before = tensors[output.name].nbytes if output.name in tensors else 0
             tensors[output.name] = _changed(weight, output, source)
+            if (more := tensors[output.name].nbytes - before) > 0:
+                added[output.name] = more
     try:
         save_file(tensors, target, metadata)
     except SafetensorError as error:
@@ -209,6 +227,8 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
     change = output.change
+    if output.rows > len(weight):
+        weight = torch.cat([weight, mean_row(weight).expand(output.rows - len(weight), *weight.shape[1:])])
     if change is None:
         return weight.clone()  # the same values under a second name may not share memory in a file
     if weight.dtype not in FLOATS:
@@ -218,6 +238,8 @@ def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
         )
     if isinstance(change, Tensor):
         return change.to(weight.dtype)
+    if isinstance(change, PlannedTokens):
+        return weight.index_copy(0, torch.tensor(change.tokens), change.rows_ND.to(weight.dtype))
     update = low_rank_update(change.a_RK.float(), change.b_MR.float(), change.scale, change.transposed)
     return add_update(weight, update).contiguous()
 
@@ -238,16 +260,17 @@ def _copy_description(base: Path, adapter: Path, out: Path) -> None:
             shutil.copyfile(adapter / name, out / name)
 
 
-def _say_untied(path: Path) -> None:
+def _say_in_config(path: Path, key: str, value: bool | int) -> None:
+    """Writes it into config.json, into the part about text, too, where there is one."""
     config = _read_json(path)
     for section in (config, config.get("text_config")):
         if isinstance(section, dict):
-            section["tie_word_embeddings"] = False
+            section[key] = value
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
 def _write_index(base: Path, out: Path, added: Mapping[str, tuple[str, int]]) -> None:
-    """The base's index, with the tensors that it has not: their shard and their size."""
+    """The base's index, with the tensors that it has not, or smaller: their shard and their size."""
     if not (base / INDEX).is_file():
         return
     if not added:

@@ -30,9 +30,13 @@ from luthier.models.lora import (
     refuse_adapted,
     report,
     untie,
+    wrap_tokens,
     wrap_whole,
 )
 from luthier.models.lora_targets import exact_names, inside, named, owners
+from luthier.models.new_tokens import room_for
+from luthier.models.planned_tokens import SETTING, rows_key, rows_needed
+from luthier.models.token_rows import TokenRows
 from luthier.runs.atomic import atomic_write_bytes, atomic_write_text
 
 
@@ -53,18 +57,24 @@ def save_adapter(model: nn.Module, folder: Path, *, base_name: str, revision: st
 
 def attach_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) -> LoraReport:
     """Puts a LoRA adapter from disk on a model without one, whether Luthier or PEFT wrote it; the rest is
-    frozen.
+    frozen. A model that lacks rows for the adapter's new tokens gets them.
 
     Raises ModelError, and leaves the model as it was, if the folder holds no LoRA adapter that can be read,
     or one that uses what is not supported, or if any tensor is missing, unexpected or of a wrong shape: all
     at once.
     """
     refuse_adapted(model)
-    plan = plan_adapter(model, read_adapter(folder))
+    files = read_adapter(folder)
+    with room_for(model, rows_needed(model, files.config, files.tensors)):
+        plan = plan_adapter(model, files)
     model.requires_grad_(False)
     for name in plan.untied:
         untie(model, name)
     wrap_whole(model, list(plan.saved))
+    for group in plan.tokens:
+        rows_ND = wrap_tokens(model, group.names, group.tokens)
+        with torch.no_grad():
+            rows_ND.copy_(group.rows_ND)
     for name, planned in plan.linears.items():
         base = model.get_submodule(name)
         put(model, name, LoraLinear(base, planned.rank, planned.alpha, plan.dropout, planned.rslora))
@@ -110,10 +120,15 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) -> L
 def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     """The adapter's tensors, not copies, by PEFT's keys. Tied weights stand under each of their names."""
     tensors: dict[str, Tensor] = {}
+    rows: set[int] = set()
     for name, module in adapters(model).items():
         if isinstance(module, LoraLinear):
             tensors[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.detach()
             tensors[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B.detach()
+        elif isinstance(module, TokenRows):
+            if id(module.rows) not in rows:  # of those that share them, the first has them in PEFT's files
+                rows.add(id(module.rows))
+                tensors[PREFIX + rows_key([name])] = module.rows.detach()
         else:
             weights = module.base.state_dict().items()
             tensors.update({f"{PREFIX}{name}.{part}": weight for part, weight in weights})
@@ -168,6 +183,11 @@ def _config(model: nn.Module, base_name: str, revision: str | None) -> dict[str,
     }
     if any(len(paths) > 1 for paths in owners(model).values() if inside(paths[0], saved)):
         config["ensure_weight_tying"] = True
+    # PEFT finds by itself what shares its rows with the input embeddings, which come first.
+    holders = {id(m.rows): name for name, m in reversed(present.items()) if isinstance(m, TokenRows)}.values()
+    for name in exact_names(sorted(holders), paths, lambda name, path: path.endswith(name)):
+        module = next(present[path] for path in holders if path.endswith(name))
+        config.setdefault(SETTING, {})[name] = module.tokens
     return config
 
 

@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.errors import ModelError
 from luthier.models.lora import lora_scale
 from luthier.models.lora_targets import inside, is_linear, named, owners
+from luthier.models.planned_tokens import rows_key, token_groups
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
@@ -38,6 +39,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _READ = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "modules_to_save",
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "ensure_weight_tying",
+    "trainable_token_indices",
 }  # fmt: skip
 _SILENT = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -77,6 +79,15 @@ class PlannedLinear:
 
 
 @dataclass(frozen=True)
+class PlannedTokens:
+    """Embeddings of a few tokens, and the modules that have them: several where these share their weights."""
+
+    names: tuple[str, ...]
+    tokens: tuple[int, ...]
+    rows_ND: Tensor
+
+
+@dataclass(frozen=True)
 class AdapterPlan:
     """An adapter resolved against a model. All names are full names in the model.
 
@@ -85,6 +96,7 @@ class AdapterPlan:
     """
 
     linears: Mapping[str, PlannedLinear]
+    tokens: Sequence[PlannedTokens]
     saved: Mapping[str, Mapping[str, Tensor]]
     untied: Sequence[str]
     dropout: float
@@ -127,7 +139,9 @@ def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
         if not is_linear(model.get_submodule(name))
     ]
     linear_names = [name for name in target_names if is_linear(model.get_submodule(name))]
+    groups = token_groups(model, config, saved_names)
     expected = _expected_shapes(model, config, linear_names, saved_names)
+    expected |= {rows_key(names): (len(tokens), _columns(model, names[0])) for names, tokens in groups}
     faults += mismatches(expected, files.tensors)
     if not expected and not faults:
         faults = [f"target_modules {config.get('target_modules')!r} names no module of this model"]
@@ -145,6 +159,7 @@ def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
             )
             for name in linear_names
         },
+        tokens=[PlannedTokens(names, ids, files.tensors[rows_key(names)]) for names, ids in groups],
         saved={
             name: {part: files.tensors[f"{name}.{part}"] for part in model.get_submodule(name).state_dict()}
             for name in saved_names
@@ -268,6 +283,13 @@ def _expected_shapes(
         weights = model.get_submodule(name).state_dict().items()
         shapes.update({f"{name}.{part}": tuple(weight.shape) for part, weight in weights})
     return shapes
+
+
+def _columns(model: nn.Module, name: str) -> int:
+    """D of an embedding or a head."""
+    weight = model.get_submodule(name).weight
+    assert isinstance(weight, Tensor)
+    return weight.shape[1]
 
 
 def _untied(model: nn.Module, saved_names: Sequence[str], tensors: Mapping[str, Tensor]) -> list[str]:

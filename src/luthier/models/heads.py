@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
 from luthier.models.lora import LoraLinear
+from luthier.models.token_rows import TokenRows
 
 # Names under which configurations say that logits are multiplied, or divided, by a constant. Some families
 # multiply by what others divide by, so each reading is tried and the plain model decides (see tripwire.py).
@@ -25,12 +26,12 @@ class OutputHead:
     def inputs(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Hidden states, weight [V, D] and bias of the output embedding, whose product are the raw logits.
 
-        An adapter on the head widens the first two by its rank: folded into a 16-bit weight, small updates
-        would be rounded away.
+        An adapter on the head widens the first two by its rank, or by the number of its tokens: folded into a 16-bit
+        weight, small updates would be rounded away.
         """
         head = self.model.get_output_embeddings()
         assert isinstance(head, nn.Module)
-        if isinstance(head, LoraLinear):
+        if isinstance(head, LoraLinear | TokenRows):
             return *head.widened(hidden_ND), head.bias
         weight, bias = head.weight, getattr(head, "bias", None)
         assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))

@@ -12,6 +12,7 @@ from luthier.errors import ModelError
 from luthier.models.adapter_files import attach_adapter
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.new_tokens import make_room
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,8 @@ def load_for_inference(
     if adapter_folder is not None and adapter:
         attach_adapter(model, adapter_folder)
     tokenizer = _tokenizer(tokenizer_name, base, revision, offline)
+    if adapter_folder is not None and not adapter:
+        make_room(model, len(tokenizer))  # the tokenizer may have new tokens, whose rows are the adapter's
     template = ChatTemplate(tokenizer, template_args=template_args) if tokenizer.chat_template else None
     return Loaded(model, tokenizer, template, stop_ids(model, tokenizer))
 

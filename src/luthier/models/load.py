@@ -1,6 +1,7 @@
 """From a model's name to its weights and tokenizer: a folder, a hub id, a GGUF file or a demo name."""
 
 import re
+from collections.abc import Mapping
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from luthier.errors import ModelError
 from luthier.models import demo
 from luthier.models.compat import bars_on_terminals_only
 from luthier.models.gguf import convert_gguf
+from luthier.models.new_tokens import add_tokens
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
@@ -72,9 +74,13 @@ def _from_hub(name: str, revision: str | None, offline: bool) -> Path:
 
 
 def load_tokenizer(
-    name: str, *, revision: str | None = None, offline: bool = False
+    name: str,
+    *,
+    revision: str | None = None,
+    offline: bool = False,
+    new_tokens: Mapping[str, str] | None = None,
 ) -> PreTrainedTokenizerFast:
-    """The model's tokenizer.
+    """The model's tokenizer, with `new_tokens` (as `model.new_tokens` in a config) added to it.
 
     Raises:
         ModelError: it has none, or none that can say where in the text each token stands.
@@ -89,6 +95,7 @@ def load_tokenizer(
             f"model {name}: its tokenizer {type(tokenizer).__name__} cannot give the position of each token in the "
             "text, which the exact training mask needs. Convert it to a tokenizer.json."
         )
+    add_tokens(tokenizer, new_tokens or {})
     return tokenizer
 
 

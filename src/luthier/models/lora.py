@@ -1,9 +1,9 @@
 """Adapters of the LoRA family on one model instance: put on, switch off, merge, take off.
 
-Two wrappers do all of it. `LoraLinear` adds a low-rank update to a linear layer; `WholeModule` trains
-another module's own weights (`lora.modules_to_save`). Both keep the module they wrap as `base`, untouched
-when the adapter is switched off, and answer for it where transformers reads its attributes. Nothing is kept
-outside the model.
+Three wrappers do all of it. `LoraLinear` adds a low-rank update to a linear layer; `WholeModule` trains
+another module's own weights (`lora.modules_to_save`); `TokenRows` those of new tokens. All keep the module they
+wrap as `base`, untouched when the adapter is switched off, and answer for it where transformers reads its
+attributes. Nothing is kept outside the model.
 
 Shape suffixes: K inputs, M outputs, R rank.
 """
@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from luthier.errors import ModelError
 from luthier.kernels.lora_linear import dropout_mask, lora_linear
 from luthier.models.lora_targets import match_saved, match_targets, owners
+from luthier.models.token_rows import TokenRows, token_holders
 
 
 def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
@@ -221,7 +222,7 @@ class WholeModule(nn.Module):
         return getattr(base, name)
 
 
-Adapter = LoraLinear | WholeModule
+Adapter = LoraLinear | WholeModule | TokenRows
 
 
 @dataclass(frozen=True)
@@ -242,20 +243,25 @@ def apply_lora(
     rslora: bool = False,
     target: str | Sequence[str] = "all",
     modules_to_save: Sequence[str] = (),
+    tokens: Sequence[int] = (),
+    train_tokens: bool = True,
     generator: torch.Generator | None = None,
 ) -> LoraReport:
     """Puts new adapters on `model`, in place, and freezes all else. The model computes what it did before.
 
     `alpha`: twice the rank if absent. `target`: "all" (every linear layer but the head), names, or one
     regular expression for full names. `modules_to_save` are trained whole, and so is every module that
-    shares their weights. Raises ModelError where names do not fit the model or it has adapters already; the
-    model is then unchanged.
+    shares their weights. The embeddings of `tokens` are part of the adapter, trained or not. Raises ModelError
+    where names do not fit the model or it has adapters already; the model is then unchanged.
     """
     refuse_adapted(model)
     saved = match_saved(model, modules_to_save)
     targets = match_targets(model, target, saved)
+    holders = token_holders(model, saved, targets) if tokens else []
     model.requires_grad_(False)
     wrap_whole(model, saved)
+    for names in holders:
+        wrap_tokens(model, names, tokens).requires_grad_(train_tokens)
     for name in targets:
         base = model.get_submodule(name)
         put(model, name, LoraLinear.from_base(base, rank, alpha or 2.0 * rank, dropout, rslora, generator))
@@ -264,18 +270,16 @@ def apply_lora(
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
     """The adapted and wholly trained modules by full name, in the model's order."""
-    return {
-        name: module for name, module in model.named_modules() if isinstance(module, LoraLinear | WholeModule)
-    }
+    return {name: module for name, module in model.named_modules() if isinstance(module, Adapter)}
 
 
 def adapter_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """All that an adapter consists of (A, B, wholly trained masters) by its name in the model, each once."""
+    """All that an adapter consists of (A, B, masters, rows of tokens) by its name in the model, each once."""
     found: dict[str, nn.Parameter] = {}
     seen: set[int] = set()
     for name, module in adapters(model).items():
         for part, parameter in module.named_parameters():
-            is_frozen_base = isinstance(module, LoraLinear) and part.startswith("base.")
+            is_frozen_base = not isinstance(module, WholeModule) and part.startswith("base.")
             if not is_frozen_base and id(parameter) not in seen:
                 seen.add(id(parameter))
                 found[f"{name}.{part}"] = parameter
@@ -308,6 +312,8 @@ def merge_adapters(model: nn.Module) -> None:
             if len(owners(model)[id(module.base.weight)]) > 1:
                 untie(model, name)
             module.merge()
+        elif isinstance(module, TokenRows):
+            put(model, name, module.merge())
         else:
             put(model, name, module.restore(rounded))
 
@@ -327,6 +333,17 @@ def wrap_whole(model: nn.Module, names: Sequence[str]) -> None:
     masters: dict[int, nn.Parameter] = {}
     for name in names:
         put(model, name, WholeModule(model.get_submodule(name), masters))
+
+
+def wrap_tokens(model: nn.Module, names: Sequence[str], tokens: Sequence[int]) -> nn.Parameter:
+    """Gives the tokens rows of their own in the modules, which share them, in place. Returns the rows [N, D]."""
+    rows: nn.Parameter | None = None
+    for name in names:
+        wrapped = TokenRows(model.get_submodule(name), tokens, rows)
+        rows = wrapped.rows
+        put(model, name, wrapped)
+    assert rows is not None, "somebody holds them"
+    return rows
 
 
 def untie(model: nn.Module, name: str) -> None:

@@ -45,6 +45,12 @@ def linear_names(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if name and is_linear(module)]
 
 
+def input_embeddings(model: nn.Module) -> nn.Module | None:
+    """The layer that tokens go in by, if the model has one and says so."""
+    getter = getattr(model, "get_input_embeddings", None)
+    return getter() if getter is not None else None
+
+
 def output_embeddings(model: nn.Module) -> nn.Module | None:
     """The layer that makes logits, if the model has one and says so."""
     getter = getattr(model, "get_output_embeddings", None)

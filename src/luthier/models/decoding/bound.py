@@ -18,6 +18,7 @@ from luthier.kernels.gated import KINDS
 from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
+from luthier.models.token_rows import TokenRows
 
 
 class CannotBind(Exception):
@@ -212,7 +213,7 @@ def _linears(layer: nn.Module, names: Sequence[str]) -> tuple[BoundLinear, ...]:
 
 def _linear(name: str, module: Any) -> BoundLinear:
     """The layer's weights, and its adapter's if it has one that is switched on."""
-    if isinstance(module, WholeModule):
+    if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
     base = module.base if isinstance(module, LoraLinear) else module
     if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks:
