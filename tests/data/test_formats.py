@@ -398,3 +398,34 @@ def test_columns_that_change_the_meaning_are_columns_of_some_format_or_refused()
             filled = {**dict.fromkeys(format.columns, "x"), column: ["x.png"]}
             with pytest.raises(RowRefused, match=f"the row has `{column}`.*columns: {{{column}: "):
                 format.convert(filled, Tags())
+
+
+TABLE: list[dict[str, Any]] = [
+    {
+        "messages": [turn("user", "q"), turn("assistant", "a")],
+        "tools": None,
+        "chat_template_kwargs": {"x": 1},
+    },
+    {
+        "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}],
+        "tools": [{"name": "f"}],
+    },
+    {"instruction": "i", "input": None, "output": "o", "history": [["q", "a"]]},
+    {"prompt": "q", "completion": "a", "label": True},
+    {"prompt": "q", "completion": "a", "label": 0},
+    {"prompt": "q", "chosen": "a", "rejected": "b", "score_chosen": 2.5, "score_rejected": -1, "margin": 3},
+    {"prompt": "q", "completions": ["a", "b"], "labels": [1, 0]},
+    {"prompt": "q", "answers": ["a", "b"], "scores": [1, 0.5]},
+    {"input_ids": [1, 2], "labels": [-100, 2]},
+    {"segments": [{"text": "a", "label": True}]},
+]
+
+
+@pytest.mark.parametrize("record", TABLE, ids=lambda record: "-".join(record))
+def test_cells_of_a_table_of_text_say_what_json_says(record: dict[str, Any]) -> None:
+    """As CSV has them: lists, objects and numbers as text, nothing as an empty text."""
+    cells = {
+        name: "" if value is None else value if isinstance(value, str) else json.dumps(value)
+        for name, value in record.items()
+    }
+    assert repr(said(cells)) == repr(said(record))

@@ -103,7 +103,9 @@ def checked_messages(messages: Any) -> tuple[list[Message], list[float]]:
 
 def checked_template_args(template_args: Any) -> dict[str, Any]:
     """Variables for the template. Raises RowRefused if they are no object."""
-    if template_args is None:
+    if isinstance(template_args, str) and template_args.lstrip().startswith("{"):
+        template_args = from_json(template_args, "`chat_template_kwargs`")
+    if template_args is None or template_args == "":
         return {}
     if not isinstance(template_args, dict):
         raise RowRefused(f"`chat_template_kwargs` is {in_words(template_args)}, not an object")

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 CHUNK_ROWS = 256
+FIRST_ROWS = 16
+"""Rows of a file that show whether it has a known format."""
 Outcome = EncodedRow | RowRefused
 
 
@@ -211,6 +213,8 @@ class Pipeline:
         new = {row.file: row.set for row in rows if row.record is not None and row.file not in self._checked}
         for file, number in new.items():
             records = [row.record for row in rows if row.file == file and row.record is not None]
+            if len(records) < FIRST_ROWS and len(rows) == CHUNK_ROWS:
+                continue  # too few to judge the file by, and more rows are to come
             self._formats[number].check(records, file)
             self._checked.add(file)
 

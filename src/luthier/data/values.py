@@ -2,12 +2,14 @@
 
 import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from luthier.errors import RowRefused
 
 _LARGEST = 1e300
+_NUMBER = re.compile(r"[-+]?[0-9]+(\.[0-9]+)?")
 
 
 def in_words(value: Any) -> str:
@@ -45,6 +47,19 @@ def text_in(record: dict[str, Any], column: str) -> str:
     if not isinstance(value, str):
         raise RowRefused(f"`{column}` is {in_words(value)}, not text")
     return value
+
+
+def unpacked(value: Any, what: str) -> Any:
+    """What a cell of a table of text (CSV) holds: JSON text of a list or a number is that; anything else stays.
+
+    Raises:
+        RowRefused: if it begins like a list and is none.
+    """
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith("["):
+        return from_json(value, what)
+    return float(value) if _NUMBER.fullmatch(value) else value
 
 
 def number_in(value: Any, what: str) -> float:

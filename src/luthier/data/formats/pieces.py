@@ -4,7 +4,7 @@ from typing import Any
 
 from luthier.data.content import Pieces
 from luthier.data.turns import Tags
-from luthier.data.values import in_words
+from luthier.data.values import in_words, unpacked
 from luthier.errors import RowRefused
 
 SHAPES = (("segments",),)
@@ -14,7 +14,7 @@ YIELDS = ()
 
 def convert(record: dict[str, Any], tags: Tags) -> Pieces:
     """The pieces in order; those with a true `label` are learned. Raises RowRefused."""
-    segments = record["segments"]
+    segments = unpacked(record["segments"], "`segments`")
     if not isinstance(segments, list):
         raise RowRefused(f"`segments` is {in_words(segments)}, not a list of objects with `text` and `label`")
     pieces = tuple(_piece(segment, number) for number, segment in enumerate(segments, start=1))

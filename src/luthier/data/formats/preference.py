@@ -11,7 +11,7 @@ from luthier.data.content import Answers
 from luthier.data.dialogue import INSTRUCTION_COLUMNS, instruction_turns, with_system
 from luthier.data.judged import answers_of, common_beginning
 from luthier.data.turns import Tags, one_or_more_turns, read_turns
-from luthier.data.values import number_in
+from luthier.data.values import number_in, unpacked
 from luthier.errors import RowRefused
 
 _ASKED = ("prompt", "question", "messages", "conversations", "conversation", "instruction")
@@ -91,9 +91,9 @@ def _facts(record: dict[str, Any]) -> dict[str, tuple[float, ...]]:
     facts: dict[str, tuple[float, ...]] = {}
     for names in _SCORES:
         if all(record.get(name) is not None for name in names):
-            facts["score"] = tuple(number_in(record[name], f"`{name}`") for name in names)
+            facts["score"] = tuple(number_in(unpacked(record[name], name), f"`{name}`") for name in names)
             break
     if record.get("margin") is not None:
-        margin = number_in(record["margin"], "`margin`")
+        margin = number_in(unpacked(record["margin"], "margin"), "`margin`")
         facts["margin"] = (margin, margin)
     return facts

@@ -6,7 +6,7 @@ from luthier.data.content import Answers
 from luthier.data.dialogue import CHAT_COLUMNS, with_system
 from luthier.data.judged import answers_of
 from luthier.data.turns import Tags, one_or_more_turns
-from luthier.data.values import in_words, number_in, shape_in
+from luthier.data.values import in_words, number_in, shape_in, unpacked
 from luthier.errors import RowRefused
 
 _LISTS = ("answers", "completions", "responses")
@@ -21,7 +21,7 @@ YIELDS = ()
 def convert(record: dict[str, Any], tags: Tags) -> Answers:
     """The answers, the best one first, with their `score` or `rank`. Raises RowRefused."""
     column = shape_in(record, (*SHAPES, *NAMED))[1]
-    answers = record[column]
+    answers = unpacked(record[column], f"`{column}`")
     if not isinstance(answers, list) or len(answers) < 2:
         found = f"has {len(answers)}" if isinstance(answers, list) else f"is {in_words(answers)}"
         raise RowRefused(f"`{column}` {found}; a ranking needs a list of two answers or more")
@@ -34,7 +34,7 @@ def convert(record: dict[str, Any], tags: Tags) -> Answers:
 
 def _numbers(record: dict[str, Any], answers: list[Any], column: str) -> tuple[str, list[float]]:
     for name in _NUMBERS:
-        values = record.get(name)
+        values = unpacked(record.get(name), f"`{name}`")
         if values is None:
             continue
         if not isinstance(values, list) or len(values) != len(answers):

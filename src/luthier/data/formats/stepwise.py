@@ -6,7 +6,7 @@ from luthier.data.content import Steps
 from luthier.data.conversation import checked_messages
 from luthier.data.dialogue import with_system
 from luthier.data.turns import Tags, one_or_more_turns
-from luthier.data.values import in_words, number_in
+from luthier.data.values import in_words, number_in, unpacked
 from luthier.errors import RowRefused
 
 SHAPES = (("prompt", "completions", "labels"),)
@@ -17,7 +17,7 @@ YIELDS = ()
 def convert(record: dict[str, Any], tags: Tags) -> Steps:
     """The question, the steps of its answer, and how good each one is. Raises RowRefused."""
     context = with_system(one_or_more_turns(record["prompt"], tags, "prompt", "user"), record)
-    steps, labels = record["completions"], record["labels"]
+    steps, labels = (unpacked(record[name], f"`{name}`") for name in ("completions", "labels"))
     for name, value in (("completions", steps), ("labels", labels)):
         if not isinstance(value, list):
             raise RowRefused(f"`{name}` is {in_words(value)}, not a list with a value for each step")

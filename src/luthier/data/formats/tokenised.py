@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from luthier.data.content import TokenIds
 from luthier.data.turns import Tags
-from luthier.data.values import in_words
+from luthier.data.values import in_words, unpacked
 from luthier.errors import RowRefused
 
 IGNORED = -100
@@ -51,6 +51,7 @@ def _same_length(record: dict[str, Any], column: str, ids: NDArray[np.int64]) ->
 
 
 def _whole_numbers(values: Any, column: str) -> NDArray[np.int64]:
+    values = unpacked(values, f"`{column}`")
     if not isinstance(values, list):
         raise RowRefused(f"`{column}` is {in_words(values)}, not a list of whole numbers")
     for number, value in enumerate(values, start=1):
