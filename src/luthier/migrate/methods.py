@@ -1,5 +1,6 @@
 """Training methods of other tools, by what they learn from, and their options."""
 
+from collections.abc import Callable
 from typing import Any
 
 from luthier.config.plugins import known_plugins
@@ -46,17 +47,21 @@ def put_options(draft: Draft, options: dict[str, tuple[str, Any]]) -> None:
 
     Keys that the method does not have change nothing where it is another method's, else they are listed.
     """
+    for key, (option, read) in options.items():
+        if key in draft.given:
+            put_option(draft, key, option, draft.given[key], read)
+
+
+def put_option(draft: Draft, key: str, option: str, value: Any, read: Callable[[Any], Any]) -> None:
+    """Sets one option of the method, as `put_options` does."""
     method = draft.values.get("method", {}).get("name", "sft")
     known = known_plugins()["method"].get(method, {}).get("properties", {})
-    for key, (option, read) in options.items():
-        if key not in draft.given:
-            continue
-        if option in known:
-            try:
-                draft.map(key, f"method.{option}", read(draft.given[key]))
-            except Misread as error:
-                draft.find(key, Kind.UNKNOWN, f"{error}; it is left out")
-        elif method == "sft":
-            draft.needless(key, "belongs to methods that learn from preferences or rewards")
-        else:
-            draft.none(key, f"is not an option of {method} here")
+    if option in known:
+        try:
+            draft.map(key, f"method.{option}", read(value))
+        except Misread as error:
+            draft.find(key, Kind.UNKNOWN, f"{error}; it is left out")
+    elif method == "sft":
+        draft.needless(key, "belongs to methods that learn from preferences or rewards")
+    else:
+        draft.none(key, f"is not an option of {method} here")

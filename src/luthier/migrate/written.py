@@ -54,7 +54,7 @@ def _entry(name: str, value: Any, path: str, notes: dict[str, list[str]], indent
 
 def _comment(text: str, indent: str, hanging: str = "") -> list[str]:
     start = f"{indent}# "
-    plain = " ".join(text.split())
+    plain = "".join(sign if sign.isprintable() else f"\\u{ord(sign):04x}" for sign in " ".join(text.split()))
     return textwrap.wrap(
         plain, _WIDTH, initial_indent=start, subsequent_indent=start + hanging, break_on_hyphens=False
     )

@@ -206,7 +206,12 @@ def _put_schedule(draft: Draft) -> None:
     lr = draft.get("learning_rate", number, 5e-5)
     if "min_lr_rate" in options or "min_lr" in options:
         share = number(options.get("min_lr_rate") or number(options["min_lr"]) / lr)
-        draft.map("lr_scheduler_kwargs", "schedule.min_ratio", float(share), "min_lr as a share of the peak")
+        draft.map(
+            "lr_scheduler_kwargs",
+            "schedule.min_ratio",
+            round(float(share), 10),
+            "min_lr as a share of the peak",
+        )
     else:
         draft.none("lr_scheduler_kwargs", f"{', '.join(options)} are not taken over")
 

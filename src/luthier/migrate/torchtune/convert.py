@@ -5,10 +5,10 @@ from typing import Any
 from luthier.migrate.batches import Factor, put_tokens_per_step
 from luthier.migrate.draft import Draft, Rule
 from luthier.migrate.findings import Kind
-from luthier.migrate.methods import put_method
+from luthier.migrate.methods import put_method, put_option
 from luthier.migrate.names import put_output
 from luthier.migrate.optimizers import put_optimizer
-from luthier.migrate.readers import Misread, is_off, number, numbers, switch, text, whole
+from luthier.migrate.readers import Misread, is_off, number, numbers, real, switch, text, whole
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
 from luthier.migrate.schedules import Warmup, put_schedule
 from luthier.migrate.torchtune.data import put_data, put_evaluation
@@ -25,7 +25,7 @@ _PREFERENCES = {"DPOLoss": "dpo", "RSOLoss": "dpo", "SimPOLoss": "simpo", "IPOLo
 KEYS: dict[str, Rule] = {
     **each(
         grouped(),
-        "model tokenizer checkpointer dataset dataset_val optimizer lr_scheduler loss output_dir epochs "
+        "model tokenizer checkpointer dataset datasets dataset_val optimizer lr_scheduler loss output_dir epochs "
         "max_steps_per_epoch batch_size gradient_accumulation_steps clip_grad_norm dtype device compile "
         "enable_activation_checkpointing enable_activation_offloading run_val_every_n_steps quantizer",
     ),
@@ -101,16 +101,11 @@ def is_torchtune(values: dict[str, Any]) -> bool:
 def convert(draft: Draft, source: str) -> None:
     """Fills the draft from a recipe whose references are resolved. `source`: the file's text."""
     draft.run_table(KEYS)
-    loss = _component(draft.given.get("loss"))
-    if loss in _PREFERENCES:
-        put_method(draft, "loss", _PREFERENCES[loss])
-    elif loss and "GRPO" in loss:
-        put_method(draft, "loss", "grpo")
-    elif "loss" in draft.given:
-        known = loss in _LOSSES
-        said = "the loss is the negative log-likelihood, never holding all logits at once"
-        draft.needless("loss", said) if known else draft.none("loss", f"{loss} is not there: {said}")
-    draft.put("method.name", "sft") if not draft.has("method.name") else None
+    if not {"dataset", "datasets", "optimizer"} & set(draft.given):
+        if not draft.reasons:
+            draft.block("dataset", "is absent, and so is an optimizer: this is no training run")
+        return
+    _put_loss(draft)
     if not is_off(draft.given.get("quantizer")):
         draft.block("quantizer", "trains with quantisation in the loop (QAT), which Luthier does not have")
     if "optimizer" not in draft.given and not draft.reasons:
@@ -125,6 +120,25 @@ def convert(draft: Draft, source: str) -> None:
         _put_all(draft, model, source)
     except Misread as error:
         draft.block("model", str(error))
+
+
+def _put_loss(draft: Draft) -> None:
+    """Sets `method` from the loss and its options."""
+    options = draft.given.get("loss")
+    loss = _component(options)
+    method = _PREFERENCES.get(loss, "grpo" if "GRPO" in loss else "sft")
+    if method != "sft":
+        put_method(draft, "loss", method)
+    else:
+        said = "the loss is the negative log-likelihood, never holding all logits at once"
+        if loss in _LOSSES:
+            draft.needless("loss", said)
+        elif "loss" in draft.given:
+            draft.none("loss", f"{loss} is not there: {said}")
+        draft.put("method.name", "sft")
+    for key, value in options.items() if isinstance(options, dict) else ():
+        if key not in ("_component_", "num_output_chunks", "ignore_index") and value is not None:
+            put_option(draft, f"loss.{key}", "gamma" if key == "simpo_gamma" else str(key), value, real)
 
 
 def _put_all(draft: Draft, model: dict[str, Any], source: str) -> None:

@@ -10,10 +10,13 @@ from luthier.migrate.torchtune.datasets import learns_prompt, read_set, split_of
 
 def put_data(draft: Draft, longest: int | None) -> None:
     """Sets the section `data`. `longest`: the longest row in tokens, if the source sets one."""
-    entries = [] if draft.put_rows("dataset") else _entries(draft, "dataset")
+    key = "dataset" if "dataset" in draft.given else "datasets"
+    entries = [] if draft.put_rows(key) else _entries(draft, key)
     if not entries and not draft.rows:
         draft.block("dataset", "is absent, so there is nothing to train on")
         return
+    if key == "dataset" and "datasets" in draft.given:
+        draft.needless("datasets", "has no effect beside dataset")
     held_out = _entries(draft, "dataset_val")
     made = [(entry, read_set(draft, place, entry)) for place, entry in entries]
     shared = _shared_split(made, held_out)

@@ -7,7 +7,7 @@ from typing import Any
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 from luthier.migrate.places import data_path
-from luthier.migrate.readers import is_off, names, section, switch, text
+from luthier.migrate.readers import is_off, names, real, section, switch, text
 from luthier.migrate.splits import Slice, read_slice
 
 
@@ -42,11 +42,15 @@ _BUILDERS = {
     "chat_dataset": Builder(None, "sharegpt"),
     "text_completion_dataset": Builder(None, "text"),
     "SFTDataset": Builder(),
+    "preference_dataset": Builder(None, "preference"),
+    "hh_rlhf_helpful_dataset": Builder("RLHFlow/HH-RLHF-Helpful-standard", "preference"),
+    "stack_exchange_paired_dataset": Builder(
+        "lvwerra/stack-exchange-paired",
+        "preference",
+        {"prompt": "question", "chosen": "response_j", "rejected": "response_k"},
+    ),
 }
 _REFUSED = {
-    "preference_dataset": "compares answers (DPO)",
-    "hh_rlhf_helpful_dataset": "compares answers (DPO)",
-    "stack_exchange_paired_dataset": "compares answers (DPO)",
     "gsm8k_dataset": "gives questions to a method that learns from rewards",
     "the_cauldron_dataset": "has images",
     "llava_instruct_dataset": "has images",
@@ -67,11 +71,20 @@ _PLAIN = {
     "prompt_template": "the model's own chat template is used",
     "message_transform": "the format is seen from the columns",
     "model_transform": "the model's own tokenizer and chat template are used",
+    "transform": "the format is seen from the columns",
     "partition": "all rows of the split are used",
 }
 _KEYS = (
     *("_component_", "source", "split", "subset", "name", "data_files", "data_dir", "column_map", "column"),
-    *("conversation_column", "conversation_style", "train_on_input", "masking_strategy", *_NEEDLESS, *_PLAIN),
+    *(
+        "conversation_column",
+        "conversation_style",
+        "train_on_input",
+        "masking_strategy",
+        "weight",
+        *_NEEDLESS,
+        *_PLAIN,
+    ),
 )
 
 
@@ -90,6 +103,8 @@ def read_set(draft: Draft, place: str, entry: dict[str, Any]) -> dict[str, Any] 
     subset = entry.get("name") or entry.get("subset") or builder.subset
     if subset:
         made["subset"] = text(subset)
+    if "weight" in entry:
+        made["weight"] = real(entry["weight"])
     if builder.format:
         made["format"] = builder.format
     columns = _columns(entry, builder)

@@ -25,6 +25,11 @@ _MODULES = {  # torchtune's names for what the hub's models call otherwise
     "output_proj": ["o_proj"],
 }
 _MLP = ["gate_proj", "up_proj", "down_proj"]
+_FUSED = dict.fromkeys(("q_proj", "k_proj", "v_proj"), "qkv_proj") | {
+    "gate_proj": "gate_up_proj",
+    "up_proj": "gate_up_proj",
+}
+"""Layers that Phi 3 has as one."""
 _LORA = {
     "lora_attn_modules": "names of layers",
     "apply_lora_to_mlp": "layers of the feed-forward part",
@@ -85,10 +90,11 @@ def _put_name(draft: Draft, builder: str, source: str) -> None:
 
 def _hub_name(folder: str, source: str) -> str | None:
     """The hub's name of a model that lies in a folder, from the file's own comment or from the folder's name."""
-    last = folder.rstrip("/").rpartition("/")[2]
+    folder = folder.rstrip("/").removesuffix("/original")
+    last = folder.rpartition("/")[2]
     for match in _DOWNLOAD.finditer(source):
         target = match["folder"]
-        if (target and target.rstrip("/") == folder.rstrip("/")) or match["name"].rpartition("/")[2] == last:
+        if (target and target.rstrip("/") == folder) or match["name"].rpartition("/")[2] == last:
             return match["name"]
     for pattern, owner in _OWNERS:
         if pattern.fullmatch(last):
@@ -105,7 +111,7 @@ def _put_adapter(draft: Draft, model: dict[str, Any], builder: str) -> None:
     for key in ("lora_rank", "lora_alpha", "lora_dropout"):
         if key in model:
             draft.find(f"model.{key}", Kind.MAPPED, "", f"lora.{key.removeprefix('lora_')}")
-    _put_targets(draft, model)
+    _put_targets(draft, model, builder)
     if builder.startswith("q") or not is_off(model.get("quantize_base")):
         key = "model.quantize_base" if "quantize_base" in model else "model"
         draft.none(key, "base weights are not quantised: they take 2 bytes each instead")
@@ -119,13 +125,15 @@ def _put_adapter(draft: Draft, model: dict[str, Any], builder: str) -> None:
         draft.needless("model.use_dora", "is switched off")
 
 
-def _put_targets(draft: Draft, model: dict[str, Any]) -> None:
+def _put_targets(draft: Draft, model: dict[str, Any], builder: str) -> None:
     asked = names(model.get("lora_attn_modules", ["q_proj", "v_proj"]))
     target = [ours for name in asked for ours in _MODULES.get(name, [name])]
     if switch(model.get("apply_lora_to_mlp", False)):
         target += _MLP
     if switch(model.get("apply_lora_to_output", False)):
         target.append("lm_head")
+    if "phi3" in builder or "phi4" in builder:
+        target = list(dict.fromkeys(_FUSED.get(name, name) for name in target))
     draft.put("lora.target", target)
     for key in _LORA:
         if key in model:
