@@ -137,6 +137,13 @@ def test_splits_by_name(tmp_path: Path, files: list[str], split: str | None, exp
     assert len(source.notes) == (split is None and "train.jsonl" in files)
 
 
+def test_a_file_named_alone_is_what_is_meant(tmp_path: Path) -> None:
+    put(tmp_path, "test.jsonl")
+    assert len(list(found(tmp_path / "test.jsonl", split="train[:1]").rows())) == 1
+    with pytest.raises(DataError, match="has no split `validation`; there are test"):
+        found(tmp_path / "test.jsonl", split="validation")
+
+
 def test_unknown_splits(tmp_path: Path) -> None:
     put(tmp_path, "train.jsonl", "test.jsonl", "other/a.jsonl")
     for path, split, reason in (

@@ -111,7 +111,7 @@ def find_hub(name: str, split: str | None, subset: str | None, offline: bool) ->
     names = list(listing.sizes)
     if parts["path"]:
         chosen = _under(names, parts["path"], f"hf:{name}")
-        if split is not None:
+        if split is not None and not (split == "train" and chosen == [parts["path"]]):
             chosen = splits.files_of_split(chosen, split, where)
     else:
         chosen = _chosen(listing, subset, split or "train", where)

@@ -96,8 +96,8 @@ class _Text:
                 if not (cut and self.more()):
                     raise
                 continue
-            if end == len(self.text) and self.more():
-                continue  # a number may go on
+            if end >= len(self.text) - _NEAR_END and isinstance(value, int | float) and self.more():
+                continue  # the number may go on
             self.position = end
             return value
 

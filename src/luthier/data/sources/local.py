@@ -156,7 +156,7 @@ def _pattern(given: str, split: str | None) -> Found:
 
 
 def _of_split(files: list[LocalFile], split: str | None, given: str) -> list[DataFile]:
-    if split is None:
+    if split is None or (split == "train" and len(files) == 1):  # a file that is named alone is what is meant
         return list(files)
     chosen = splits.files_of_split([file.name for file in files], split, given)
     return [file for file in files if file.name in set(chosen)]
