@@ -77,6 +77,12 @@ def test_a_warm_up_below_one_step_is_a_share(tmp_path):
     )
 
 
+def test_a_warm_up_longer_than_the_run_ends_with_it(tmp_path):
+    """transformers lets the run end within its warm-up; Luthier would refuse that."""
+    result = imported(tmp_path, small("axolotl") | {"warmup_steps": 100, "max_steps": 10})
+    assert config_from_dict(result.values).schedule.warmup_steps == 10
+
+
 def test_batch_size_is_another_way_to_write_the_accumulation(tmp_path):
     """Two of the three say it all."""
     one = imported(tmp_path, small("axolotl") | {"gradient_accumulation_steps": 4})

@@ -86,3 +86,11 @@ def _put_warmup(draft: Draft, name: str, warmup: Warmup, default_ratio: float) -
         draft.map(warmup.steps_key, "schedule.warmup_steps", 0)
     else:
         draft.put("schedule.warmup_ratio", default_ratio, f"the default of {draft.tool}")
+
+
+def fit_warmup(draft: Draft) -> None:
+    """Ends a warm-up in steps with the run, where it would be longer; there, the run just ends within it."""
+    schedule, total = draft.values.get("schedule", {}), draft.values.get("train", {}).get("steps")
+    if total and (schedule.get("warmup_steps") or 0) > total:
+        note = f"{schedule['warmup_steps']:,} in the source: there, the run ends before the peak is reached"
+        draft.put("schedule.warmup_steps", total, note)

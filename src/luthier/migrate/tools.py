@@ -19,6 +19,7 @@ from luthier.migrate.llamafactory.convert import KEYS as LLAMAFACTORY_KEYS
 from luthier.migrate.llamafactory.convert import convert as convert_llamafactory
 from luthier.migrate.llamafactory.v1 import convert as convert_v1
 from luthier.migrate.llamafactory.v1 import is_v1
+from luthier.migrate.schedules import fit_warmup
 from luthier.migrate.torchtune.convert import convert as convert_torchtune
 from luthier.migrate.torchtune.convert import is_torchtune
 from luthier.migrate.torchtune.references import resolved
@@ -57,6 +58,7 @@ def import_file(path: Path, *, processes: int = 1, rows: Sequence[str] = ()) -> 
     for fault in source.faults:
         draft.unreadable(fault)
     convert(draft)
+    fit_warmup(draft)
     try:
         imported = draft.done(str(path))
     except Blocked as blocked:
