@@ -106,3 +106,20 @@ def test_absolute_names_mean_the_same_from_everywhere(folder: Path) -> None:
 def test_a_set_without_a_path_is_refused_before(folder: Path) -> None:
     with pytest.raises(LuthierError):
         faults({"sets": [{"weight": 2}]})
+
+
+def test_a_run_is_written_down_with_absolute_paths(folder: Path) -> None:
+    from luthier.training.resume import with_absolute_paths
+
+    data = {
+        "sets": [{"path": "a.jsonl", "rows": 3}, "org/name", "deep/**/*.csv"],
+        "eval_path": ["a.jsonl", "-"],
+    }
+    Path("run.yaml").write_text(json.dumps({"model": "demo:tiny", "method": "sft", "data": data}))
+    written = with_absolute_paths(load_config("run.yaml")).data
+    assert [one.path for one in written.sets] == [
+        str(folder / "a.jsonl"),
+        "org/name",
+        str(folder / "deep/**/*.csv"),
+    ]
+    assert written.sets[0].rows == 3 and written.eval_path == [str(folder / "a.jsonl"), "-"]
