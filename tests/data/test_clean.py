@@ -4,6 +4,7 @@
 import builtins
 import pickle
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -151,6 +152,20 @@ def test_near_duplicates_follow_the_plain_similarity(seed: int, threshold: float
             assert found is not None and "like 'a:1' (data.clean.near_duplicates is" in found
         if exact <= threshold - 0.2:
             assert found is None
+
+
+@pytest.mark.parametrize("threshold", [0.05, 0.3, 0.5, 0.7, 0.8, 0.9, 0.99, 1.0])
+def test_rows_at_the_threshold_meet(threshold: float) -> None:
+    """The textbook's chance that two rows have a band in common, for every threshold that can be given."""
+    one = NearDuplicates(threshold)
+    assert one._bands * one._band_hashes <= 128
+    chance = 1 - (1 - threshold**one._band_hashes) ** one._bands
+    assert chance >= 0.95 or (one._bands, one._band_hashes) == (128, 1)
+
+
+def test_the_docs_name_every_key() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "data-inspect.md").read_text()
+    assert all(f"`{key}" in page for key in CleanSection.model_fields)
 
 
 def test_near_duplicates_look_past_shared_instructions() -> None:
