@@ -18,7 +18,7 @@ class SetSection(Section):
     """What `data.path` may name."""
 
     split: Text | None = None
-    """Split of a hub set. Absent: `train`."""
+    """Split, or a part of one (`train[:80%]`), of a hub set or of a folder whose names tell splits. Absent: `train`."""
 
     subset: Text | None = None
     """Subset (configuration) of a hub set that has several."""
