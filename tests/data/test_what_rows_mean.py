@@ -38,7 +38,7 @@ def test_a_column_that_turns_the_meaning_round_refuses_the_row(column: str, tmp_
     refused, kept = judged(file)
     assert refused.reason == (
         f"the row has `{column}` (1), which changes what it means and is not read yet: no model with eyes or ears is "
-        f'supported; give `columns: {{{column}: "-"}}` to train on the text alone'
+        f"supported; map `{column}` to `-` in `columns` to train on the text alone"
     )
     assert kept.status == "kept" and {row.status for row in judged(file, columns={column: "-"})} == {"kept"}
 

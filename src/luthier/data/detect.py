@@ -97,11 +97,11 @@ def _meaningful(column: str, value: Any) -> str:
         number = f" ({len(value)})" if isinstance(value, list) else ""
         return (
             f"the row has `{column}`{number}, which changes what it means and is not read yet: no model with eyes "
-            f'or ears is supported; give `columns: {{{column}: "-"}}` to train on the text alone'
+            f"or ears is supported; map `{column}` to `-` in `columns` to train on the text alone"
         )
     return (
         f"the row has `{column}`, which changes what it means and is not read in this format; "
-        f'give `columns: {{{column}: "-"}}` to train on the rest alone'
+        f"map `{column}` to `-` in `columns` to train on the rest alone"
     )
 
 
@@ -171,13 +171,12 @@ def detect_table(records: Iterable[dict[str, Any]], file: str) -> Format:
 def nothing_fits(found: Iterable[str]) -> str:
     """What to say where no format has these columns."""
     found = list(found)
-    known = "\n".join(
-        f"  {format.name}: {', '.join(format.columns)} (and, if wanted, {', '.join(format.optional)})"
-        if format.optional
-        else f"  {format.name}: {', '.join(format.columns)}"
-        for format in known_formats()
-    )
+    known = []
+    for format in known_formats():
+        wanted = [name for name in format.optional if name not in format.columns]
+        more = f" (and, if wanted, {', '.join(wanted)})" if wanted else ""
+        known.append(f"  {format.name}: {', '.join(format.columns)}{more}")
     return (
         f"no known format has the columns that were found: {listed(found)}.\n"
-        f"Rename them to those of a format, or map them with `columns`:\n{known}"
+        f"Rename them to those of a format, or map them with `columns`:\n" + "\n".join(known)
     )

@@ -32,8 +32,8 @@ def _truth(value: Any, column: str) -> float:
     if value not in (0, 1) or not isinstance(value, bool | int | float):
         shown = repr(value) if isinstance(value, str | int | float) else in_words(value)
         raise RowRefused(
-            f"`{column}` is {shown}, not true or false; if it does not say whether the answer is good, give "
-            f'`columns: {{{column}: "-"}}`'
+            f"`{column}` is {shown}, not true or false; if it does not say whether the answer is good, map "
+            f"`{column}` to `-` in `columns`"
         )
     return float(value)
 
