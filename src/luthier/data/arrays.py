@@ -19,6 +19,7 @@ class ArrayFile:
         """Values so far."""
         self._waiting: list[NDArray[Any]] = []
         self._num_waiting = 0
+        self._single: list[float] = []
         self._file = path.open("w+b")
         self._write_header()
 
@@ -28,6 +29,13 @@ class ArrayFile:
         self._num_waiting += len(values)
         self.size += len(values)
         if self._num_waiting >= _BUFFERED_VALUES:
+            self._flush()
+
+    def push(self, value: float) -> None:
+        """Adds one value; not to be mixed with `append`."""
+        self._single.append(value)
+        self.size += 1
+        if len(self._single) >= _BUFFERED_VALUES:
             self._flush()
 
     def extend(self, values: Iterable[float]) -> None:
@@ -64,6 +72,9 @@ class ArrayFile:
         self._file.close()
 
     def _flush(self) -> None:
+        if self._single:
+            np.array(self._single, self.dtype).tofile(self._file)
+            self._single = []
         if self._waiting:
             np.concatenate(self._waiting).tofile(self._file)
             self._waiting, self._num_waiting = [], 0

@@ -45,9 +45,9 @@ class TableWriter:
         for segment in example.segments:
             self._add_weights(segment.weights)
             self._arrays["ids"].append(segment.ids)
-        self._arrays["token_ends"].extend(self._token_ends(example))
+            self._arrays["token_ends"].push(self._arrays["ids"].size)
+            self._arrays["parents"].push(segment.parent)
         parents = [segment.parent for segment in example.segments]
-        self._arrays["parents"].extend(parents)
         num_sequences = len(set(range(len(parents))) - set(parents))
         self._add_columns(example, num_sequences)
         self._num_segments += len(parents)
@@ -62,7 +62,7 @@ class TableWriter:
             "hashes": content_hash,
         }
         for name, value in own.items():
-            self._arrays[name].append(np.array([value], TYPES[name]))
+            self._arrays[name].push(value)
 
     def close(self) -> dict[str, Any]:
         """Completes the files; returns the facts that `TokenDataset` needs besides them, as JSON values."""
@@ -75,13 +75,9 @@ class TableWriter:
         for array in (*self._arrays.values(), *self._columns.values()):
             array.__exit__()
 
-    def _token_ends(self, example: Example) -> list[int]:
-        end = self._arrays["ids"].size - len(example)
-        return [end := end + len(segment.ids) for segment in example.segments]
-
     def _add_weights(self, weights: NDArray[np.float32]) -> None:
         narrow = self._arrays["weights"].dtype == np.uint8
-        if narrow and not ((weights == 0) | (weights == 1)).all():
+        if narrow and not np.array_equal(weights, weights.astype(np.bool_)):
             self._arrays["weights"] = self._arrays["weights"].widened(np.float32)
         self._arrays["weights"].append(weights)
 
