@@ -161,7 +161,8 @@ def mark_targets(tokens: Tokens, spans: Iterable[Span]) -> NDArray[np.bool_]:
         raise RowRefused(
             f"the token {tokens.text[start:end]!r} is partly {kinds[0]} ({tokens.text[start:edge]!r}) "
             f"and partly {kinds[1]} ({tokens.text[edge:end]!r}); "
-            "remove the white space at the edge of that message"
+            "remove the white space at that edge of the message; if it has none there, the template writes it, "
+            "and this tokenizer joins the two"
         )
     return before % 2 == 1
 
