@@ -1,8 +1,8 @@
 """How soon does training begin over millions of rows, does memory grow, and is a killed run the same run?
 
-    python bench/stream.py start                4 million chats: seconds until the first step, memory while it goes on
-    python bench/stream.py kill                 2 million rows, killed at three random moments and resumed
-    python bench/stream.py kill --rows 100000   smaller
+    python -m bench.stream start                4 million chats: seconds until the first step, memory while it goes on
+    python -m bench.stream kill                 2 million rows, killed at three random moments and resumed
+    python -m bench.stream kill --rows 100000   smaller
 
 The model is a random one of a few thousand weights, so what is measured is the data's part. `--out FOLDER` takes
 the JSON (bench/results otherwise); the status is 1 if a goal is missed.

@@ -17,7 +17,7 @@ from training_parts import make_trainer
 
 def micro_tokens(longest: int, device: str = "cpu", **train: Any) -> int:
     config = config_from_dict({"model": "m", "data": "d.jsonl", "train": train})
-    data: Any = SimpleNamespace(train=SimpleNamespace(lengths=np.array([5, longest])))
+    data: Any = SimpleNamespace(train=SimpleNamespace(lengths=np.array([5, longest])), stream=None)
     return _micro_tokens(config, data, torch.device(device))
 
 
