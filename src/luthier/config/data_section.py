@@ -27,11 +27,11 @@ class SetSection(Section):
     """A file of `data/formats/`, such as `sharegpt`. Absent: seen from the columns."""
 
     columns: dict[str, Text] = Field(default_factory=dict)
-    """Names that the format's columns have in this set: `{messages: dialog}`."""
+    """Names that the format's columns have in this set: `{messages: dialog}`. `-`: the column is not read."""
 
     tags: dict[str, Text] = Field(default_factory=dict)
-    """Names used inside messages: `role`, `content` for their fields; `user`, `assistant`, `system`, `tool`,
-    `tool_call` for their roles."""
+    """Names used inside messages: `role`, `content`, `reasoning`, `tool_calls`, `train`, `weight` for their
+    fields; `user`, `assistant`, `system`, `developer`, `tool`, `tool_call` for their roles, several with commas."""
 
     rows: Positive | None = None
     """Use so many rows only, drawn with the run's seed."""
