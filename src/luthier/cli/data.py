@@ -13,6 +13,7 @@ from luthier.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from luthier.data.pipeline import PreparedRow
     from luthier.data.sources import Row
+    from luthier.runs.data_view import DataView
 
 app = typer.Typer(help="Look at data before training on it.", no_args_is_help=True)
 
@@ -85,13 +86,7 @@ def inspect_command(
 
         show(view, summary.ledger, Console(soft_wrap=True), ids=ids, has_model=found.tokenizer is not None)
         return
-    from luthier.runs.atomic import atomic_write_text
-    from luthier.runs.data_page import render_data_page
-
-    _in_a_folder(html)
-    atomic_write_text(
-        html, render_data_page(view, f"Written by Luthier on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.")
-    )
+    _write_page(html, view)
     print(f"{summary.ledger.summary().splitlines()[0]}\nwrote {html}")
 
 
@@ -149,6 +144,11 @@ def _plain(one: "PreparedRow") -> dict[str, object]:
     return {**result, "sequences": plain} if len(plain) > 1 else result
 
 
-def _in_a_folder(path: Path) -> None:
+def _write_page(path: Path, view: "DataView") -> None:
+    from luthier.runs.atomic import atomic_write_text
+    from luthier.runs.data_page import render_data_page
+
     if not path.parent.is_dir():
         raise RunError(f"{path} cannot be written: there is no folder {path.parent}")
+    written = f"Written by Luthier on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC."
+    atomic_write_text(path, render_data_page(view, written))
