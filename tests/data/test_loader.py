@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from luthier.data.balance import CostModel
 from luthier.data.batch import Batch
 from luthier.data.loader import StepSource, Subset, hold_out, in_order
 from training_parts import chat_rows
@@ -53,12 +54,33 @@ def test_total_steps() -> None:
     assert source.total_steps(2.0, 7) == 7 and source.total_steps(1e-6, None) == 1
 
 
-def test_held_out_rows_and_the_rest_are_all_rows() -> None:
-    kept, held = hold_out(chat_rows(20), 6, seed=4)
-    assert sorted([*kept.rows, *held.rows]) == list(range(20)) and len(held) == 6
-    again, _ = hold_out(chat_rows(20), 6, seed=4)
-    assert np.array_equal(kept.rows, again.rows)
+@given(st.lists(st.booleans(), min_size=1, max_size=30))
+def test_held_out_rows_and_the_rest_are_all_rows(held: list[bool]) -> None:
+    mask = np.array(held)
+    kept, out = hold_out(chat_rows(len(held)), mask)
+    assert sorted([*kept.rows, *out.rows]) == list(range(len(held)))
+    assert out.rows.tolist() == [number for number, one in enumerate(held) if one]
+    assert len(kept) == len(kept.lengths) and kept.locate(0) == "rows.jsonl:1"
+
+
+def test_a_subset_is_evaluated_alone() -> None:
     assert rows_of(list(in_order(Subset(chat_rows(20), np.array([3, 5])), 64))) == [3, 5]
+
+
+def test_ranks_get_even_shares_by_predicted_cost() -> None:
+    make = {"tokens_per_step": 8 * 64, "micro_tokens": 64, "cost": CostModel(0.5)}
+    rows = chat_rows(300, longest=60)
+    sources = [StepSource(rows, rank=rank, world=2, **make) for rank in range(2)]
+    for step in range(sources[0].steps_per_epoch - 1):
+        shares = [source.step(step) for source in sources]
+        assert [len(share) for share in shares] == [4, 4]
+        costs = [[cost_of(batch) for batch in share] for share in shares]
+        spread = max(map(max, costs)) - min(map(min, costs))
+        assert abs(sum(costs[0]) - sum(costs[1])) <= spread + 1e-6
+
+
+def cost_of(batch: Batch) -> float:
+    return float(CostModel(0.5).of_rows(np.diff(batch.starts_S1.numpy())).sum())
 
 
 def test_evaluation_sees_every_row_once_over_all_ranks() -> None:
