@@ -42,7 +42,7 @@ class ModelSection(Section):
     compile: bool = False
     """Decoder layers that stay plain through torch.compile, each on its own; the first step waits for it."""
 
-    new_tokens: Annotated[dict[Text, str], KeysAlone()] = Field(default_factory=dict)
+    new_tokens: Annotated[dict[str, str], KeysAlone()] = Field(default_factory=dict)
     """Tokens to add to the vocabulary: a list, or each with words for what it stands for (`{<tool>: call a tool}`).
     It starts as the mean of the tokens of these words, without words as the mean of all tokens."""
 
@@ -52,10 +52,10 @@ class ModelSection(Section):
     @model_validator(mode="after")
     def _new_tokens_are_tokens(self) -> Self:
         for token in self.new_tokens:
-            if token != token.strip():
+            if not token or token != token.strip():
                 text = (
-                    f"model.new_tokens names {token!r}, which begins or ends with white space; tokenizers lose that, "
-                    "so write it without"
+                    f"model.new_tokens names {token!r}; a token that is empty, or begins or ends with white space, "
+                    "gets lost in tokenizers; write it without"
                 )
                 raise impossible(Problem("model.new_tokens", text))
         return self
