@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -237,7 +238,9 @@ class DataBuilder:
                 folder,
                 keep=keep,
                 workers=self._workers(source, streams=num_rows != EVERYTHING),
-                tell=lambda rows: self.say(f"{plan.role}: {rows} rows of the next window read"),
+                tell=_now_and_then(
+                    lambda rows: self.say(f"{plan.role}: {rows} rows of the next window read")
+                ),
             )
         shared = SharedWindows(
             windows, cluster.rank - cluster.local_rank, cluster.gather, plan.same_every_epoch
@@ -269,6 +272,19 @@ class DataBuilder:
         why = f"has only {room / 2**30:.1f} GiB left" if writable else "cannot be written"
         self.notes.append(f"tokens are not kept: {folder} {why}")
         return self.scratch, False
+
+
+def _now_and_then(tell: Callable[[int], None], seconds: float = 5.0) -> Callable[[int], None]:
+    """Tells at most every few seconds."""
+    told = time.monotonic()
+
+    def maybe(rows: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= seconds:
+            told = time.monotonic()
+            tell(rows)
+
+    return maybe
 
 
 def recipe_of(
