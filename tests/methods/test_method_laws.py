@@ -2,7 +2,6 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,71 +9,18 @@ import pytest
 import torch
 from torch import Tensor
 
-import luthier.methods
-from luthier.config.plugins import load_plugin
-from luthier.data.batch import Batch, Example, collate
+from luthier.data.batch import collate
 from luthier.data.sharing import share_prefixes
-from luthier.methods.base import Method
-from luthier.models.lora import apply_lora
-from luthier.models.policy import Policy
-from luthier.models.tripwire import choose_policy
-from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.runs.folder import RunFolder
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
-from luthier.training.learner import Learner
 from luthier.training.loop import Trainer
 from method_rows import all_variants, apart, variant_id
-from tiny_models import tiny_llama
-from training_parts import make_trainer, rows_for, trained_weights
+from method_steps import Step, Variant, method_of, policy_of, rows_of, step_of
+from training_parts import make_trainer, trained_weights
 
-Variant = tuple[str, dict[str, Any]]
-Step = tuple[dict[str, float], list[Tensor]]
 every_variant = pytest.mark.parametrize("variant", all_variants(), ids=variant_id)
 every_method = pytest.mark.parametrize("variant", [v for v in all_variants() if not v[1]], ids=variant_id)
-NUM_ROWS = 6
-
-
-@cache
-def policy_of(rank: int) -> tuple[Policy, list[Tensor]]:
-    """A policy for each rank, all alike, and weights away from those that it begins with."""
-    policy = choose_policy(tiny_llama()).policy
-    apply_lora(policy.model, rank=4, generator=torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(5)
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
-
-
-def method_of(variant: Variant) -> Method:
-    return load_plugin(luthier.methods, variant[0])(**variant[1])
-
-
-def rows_of(variant: Variant) -> list[Example]:
-    method = method_of(variant)
-    arranged = method.arrange(rows_for(method.reads, NUM_ROWS))
-    return [arranged.example(index) for index in range(NUM_ROWS)]
-
-
-def step_of(variant: Variant, micro_batches: Sequence[Batch], cluster: Cluster | None = None) -> Step:
-    """What a step reports of a model that has moved from its reference, and the gradient that it takes."""
-    cluster, method = cluster or Cluster(), method_of(variant)
-    policy, moved = policy_of(cluster.rank)
-    trained = [p for p in policy.parameters() if p.requires_grad]
-    gradients = Gradients(trained)
-    learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)
-    start = [parameter.data for parameter in trained]
-    try:
-        for parameter, weight in zip(trained, moved, strict=True):
-            parameter.data = weight
-        units = cluster.sum([sum(map(method.count, micro_batches))])[0]
-        totals = cluster.sum(learner(micro_batches, units).tolist())
-        gradients.collect(cluster.sum)
-        cluster.sum_in_place(gradients.tensors())
-        means = {n: t / units for n, t in zip(("loss", *method.metrics), totals, strict=True)}
-        return method.report(means), [tensor.clone() for tensor in gradients.tensors()]
-    finally:
-        for parameter, weight in zip(trained, start, strict=True):
-            parameter.data, parameter.grad = weight, None
 
 
 def check_same(found: Step, expected: Step) -> None:

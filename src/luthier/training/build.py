@@ -1,12 +1,14 @@
 """From a config to the objects of a run: the only place where settings become things."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 import luthier.methods
@@ -128,9 +130,11 @@ def build_trainer(
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-    micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     method = build_method(config)
-    source = _source(config, data, method, policy, cluster, micro_tokens)
+    if data.stream is None:
+        data = replace(data, train=method.arrange(data.train))
+    micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
+    source = _source(config, data, policy, cluster, micro_tokens)
     total_steps = source.total_steps(config.train.epochs, config.train.steps)
     trainer = Trainer(
         policy,
@@ -146,7 +150,7 @@ def build_trainer(
 
 
 def _source(
-    config: Config, data: Data, method: Method, policy: Policy, cluster: Cluster, micro_tokens: int
+    config: Config, data: Data, policy: Policy, cluster: Cluster, micro_tokens: int
 ) -> StepSource | StreamSource:
     """The micro-batches of each step."""
     options: dict[str, Any] = {
@@ -159,7 +163,7 @@ def _source(
         "cost": _cost(policy, adapters=config.lora is not None),
     }
     if data.stream is None:
-        return StepSource(method.arrange(data.train), **options)
+        return StepSource(data.train, **options)
     return StreamSource(
         data.stream,
         epochs=None if config.train.steps else config.train.epochs,
@@ -259,7 +263,10 @@ def build_method(config: Config) -> Method:
 
 def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
     """A method or an optimizer by the name of its file."""
-    return load_plugin(package, name)(**options)
+    try:
+        return load_plugin(package, name)(**options)
+    except ValidationError as error:  # what a plugin checks itself: options that do not go together
+        raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
 
 
 def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:

@@ -1,0 +1,69 @@
+"""One step of a method on a tiny policy that all tests of a process share: making one costs more than the step."""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import luthier.methods
+from luthier.config.plugins import load_plugin
+from luthier.data.batch import Batch, Example
+from luthier.methods.base import Method
+from luthier.models.lora import apply_lora
+from luthier.models.policy import Policy
+from luthier.models.tripwire import choose_policy
+from luthier.optim.gradients import Gradients
+from luthier.parallel.cluster import Cluster
+from luthier.training.learner import Learner
+from tiny_models import tiny_llama
+from training_parts import rows_for
+
+Variant = tuple[str, dict[str, Any]]
+Step = tuple[dict[str, float], list[Tensor]]
+NUM_ROWS = 6
+
+
+@cache
+def policy_of(rank: int) -> tuple[Policy, list[Tensor]]:
+    """A policy for each rank, all alike, and weights away from those that it begins with."""
+    policy = choose_policy(tiny_llama()).policy
+    apply_lora(policy.model, rank=4, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(5)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
+
+
+def method_of(variant: Variant) -> Method:
+    return load_plugin(luthier.methods, variant[0])(**variant[1])
+
+
+def rows_of(variant: Variant) -> list[Example]:
+    method = method_of(variant)
+    arranged = method.arrange(rows_for(method.reads, NUM_ROWS))
+    return [arranged.example(index) for index in range(NUM_ROWS)]
+
+
+def step_of(
+    variant: Variant, micro_batches: Sequence[Batch], cluster: Cluster | None = None, *, moved: bool = True
+) -> Step:
+    """What a step reports, and the gradient that it takes. `moved`: the model has moved from its reference."""
+    cluster, method = cluster or Cluster(), method_of(variant)
+    policy, elsewhere = policy_of(cluster.rank)
+    trained = [p for p in policy.parameters() if p.requires_grad]
+    gradients = Gradients(trained)
+    learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)
+    start = [parameter.data for parameter in trained]
+    try:
+        for parameter, weight in zip(trained, elsewhere if moved else start, strict=True):
+            parameter.data = weight
+        units = cluster.sum([sum(map(method.count, micro_batches))])[0]
+        totals = cluster.sum(learner(micro_batches, units).tolist())
+        gradients.collect(cluster.sum)
+        cluster.sum_in_place(gradients.tensors())
+        means = {n: t / units for n, t in zip(("loss", *method.metrics), totals, strict=True)}
+        return method.report(means), [tensor.clone() for tensor in gradients.tensors()]
+    finally:
+        for parameter, weight in zip(trained, start, strict=True):
+            parameter.data, parameter.grad = weight, None
