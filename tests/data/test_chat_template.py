@@ -73,7 +73,7 @@ def test_a_block_of_reasoning_that_the_template_writes_is_prompt_and_the_rows_ow
 def test_prompt_of_a_row_ends_with_the_block_that_the_template_wrote() -> None:
     tokenizer = byte_level()
     template = ChatTemplate(tokenizer, THINKING)
-    prompt = tokenizer.decode(template.prompt_ids_of(template.encode(chat("q", "a", "r", "b"))))
+    prompt = str(tokenizer.decode(template.prompt_ids_of(template.encode(chat("q", "a", "r", "b")))))
     assert prompt.endswith(
         "a<|im_end|>\n<|im_start|>user\nr<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
     )
