@@ -190,6 +190,12 @@ def test_ledgers_of_several_sources_and_sums_that_do_not_add_up() -> None:
     assert "3 rows were read" not in page.text
 
 
+def test_rows_that_were_left_out_on_purpose_are_told_apart() -> None:
+    ledger = {"read": 9, "kept": 5, "dropped": 4, "reasons": {"broken": 1, "bad": 3}}
+    assert "on purpose" not in Page(ledger_table(ledger)).text
+    assert "of these on purpose" in Page(ledger_table({**ledger, "set_aside": 3})).text
+
+
 def test_the_newest_sample_of_each_kind_counts(tmp_path: Path) -> None:
     path = tmp_path / "samples.jsonl"
     append_samples(path, [Sample("before", 1, "p", "old"), Sample("before", 0, "q", "\ud800 é")])

@@ -132,7 +132,8 @@ class DataSection(Section):
     """Processes that tokenise. Absent: one a core for large data, none for small."""
 
     cache: bool = True
-    """Keep the tokens on disk for the next run over the same rows with the same model."""
+    """Keep the tokens on disk for the next run over the same rows with the same model. false: those of a stream lie in
+    the run's folder while they are used."""
 
     @property
     def all_sets(self) -> tuple[SetSection, ...]:

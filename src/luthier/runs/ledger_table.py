@@ -1,7 +1,7 @@
 """What became of every input row, as an HTML table: `ledger.json` for the eye.
 
-A ledger is `{"read": n, "kept": n, "truncated": n, "dropped": n, "reasons": {reason: n, …}}`; `dropped`
-may be the reasons themselves. A file may hold several ledgers by name, at any depth:
+A ledger is `{"read": n, "kept": n, "truncated": n, "dropped": n, "set_aside": n, "reasons": {reason: n, …}}`;
+`dropped` may be the reasons themselves, and `set_aside` says how many were dropped on purpose. A file may hold several ledgers by name, at any depth:
 `{"train": {…}, "eval": {…}}`.
 """
 
@@ -38,6 +38,9 @@ def _body(name: str, ledger: dict[str, Any]) -> str:
     rows = [_row(f"read from {name}" if name else "read", read, read)]
     for fate in _FATES:
         rows.append(_row(fate, counts[fate], read))
+        on_purpose = _count(ledger.get("set_aside")) if fate == "dropped" else 0
+        if on_purpose:
+            rows.append(_row("of these on purpose", on_purpose, read, inner=True))
         reasons = ledger.get("reasons") if fate == "dropped" else None
         reasons = ledger[fate] if isinstance(ledger.get(fate), dict) else reasons
         if isinstance(reasons, dict):
