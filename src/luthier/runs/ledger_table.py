@@ -1,8 +1,8 @@
 """What became of every input row, as an HTML table: `ledger.json` for the eye.
 
 A ledger is `{"read": n, "kept": n, "truncated": n, "dropped": n, "set_aside": n, "reasons": {reason: n, …}}`;
-`dropped` may be the reasons themselves, and `set_aside` says how many were dropped on purpose. A file may hold several ledgers by name, at any depth:
-`{"train": {…}, "eval": {…}}`.
+`dropped` may be the reasons themselves, and `set_aside` says how many were dropped on purpose. A file may hold
+several ledgers by name, at any depth: `{"train": {…}, "eval": {…}}`.
 """
 
 import html
