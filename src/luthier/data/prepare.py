@@ -17,6 +17,7 @@ from luthier.data.encode import EncodeOptions
 from luthier.data.ledger import Ledger
 from luthier.data.pipeline import Pipeline, Plan, PreparedRow, Recipe
 from luthier.data.sources import Row, Source
+from luthier.data.sources.files import LocalFile
 from luthier.data.store import TableWriter, TokenDataset
 from luthier.data.workers import make_encode
 from luthier.errors import DataError
@@ -103,10 +104,12 @@ def prepare_plan(
 def entry_key(plan: Plan, source: Source, *, whole: bool = True) -> str:
     """The name of these rows' tokens. The names of the files count too: rows are known by file and line.
 
+    Files elsewhere count by what their place says of them (`stamp`), so that none is fetched for its name alone.
     `whole=False` looks at sizes, times and edges of the files instead of all that is in them.
     """
-    files = [path for file in source.data_files if (path := file.local()) is not None]
+    files = [Path(file.name) for file in source.data_files if isinstance(file, LocalFile)]
     about = [f"{file.name}:{file.size}" for file in source.data_files]
+    about += [file.stamp() for file in source.data_files if not isinstance(file, LocalFile)]
     if source.is_stream:
         about.append(uuid.uuid4().hex)  # what comes through a pipe is never the same again
     try:

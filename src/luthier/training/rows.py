@@ -24,6 +24,7 @@ from luthier.data.pipeline import HeldOut, Pipeline, Plan, Recipe
 from luthier.data.prepare import prepare_plan
 from luthier.data.registries import expand_registries
 from luthier.data.sources import Source, open_source
+from luthier.data.sources.files import LocalFile
 from luthier.data.store import TokenDataset
 from luthier.data.windows import Place, SharedWindows, Windows
 from luthier.errors import ConfigError, DataError
@@ -300,15 +301,16 @@ def recipe_of(
 def data_hashes(config: Config) -> dict[str, str]:
     """What tells the run's data from other data, by number and name of each file: its SHA-256.
 
-    Of large files it is that of their edges, with size and time of the last change; of files elsewhere the size.
+    Of large files it is that of their edges, with size and time of the last change; of files elsewhere the size
+    and what their place says of them, so that none is fetched for this.
     """
     sets = expand_registries((*config.data.all_sets, *config.data.eval_sets))[0]
     hashes: dict[str, str] = {}
     source = open_source(sets, offline=config.offline)
     for number, file in enumerate(source.data_files):
-        path = file.local()
-        if path is None:
-            hashes[f"{number}:{file.name}"] = f"size {file.size}"
+        path = Path(file.name)
+        if not isinstance(file, LocalFile):
+            hashes[f"{number}:{file.name}"] = f"size {file.size}, {file.stamp()}"
         elif (file.size or 0) > LARGE_BYTES:
             hashes[f"{number}:{path.name}"] = f"outline {outline(path)}"
         else:
