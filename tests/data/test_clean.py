@@ -114,6 +114,30 @@ def test_reasons_name_the_earlier_row() -> None:
     ]
 
 
+@pytest.mark.parametrize("options", [{"exact_duplicates": True}, {"near_duplicates": 0.8}])
+@pytest.mark.parametrize(
+    ("lines", "kept"),
+    [
+        (["a.jsonl:1", "a.jsonl:1"], [True, True]),  # repeat: 2 of one row
+        (["a.jsonl:1", "a.jsonl:2", "a.jsonl:1", "a.jsonl:2"], [True, False, True, False]),
+        (["a.json:1", "a.json:1"], [True, False]),  # two rows on a line
+        (["a.json:1", "a.json:2", "a.json:1", "a.json:2"], [True, False, True, False]),
+    ],
+)
+@pytest.mark.parametrize("stop", [0, 1, 2])
+def test_a_row_that_comes_again_is_no_duplicate_of_itself(
+    options: dict[str, Any], lines: list[str], kept: list[bool], stop: int
+) -> None:
+    one = cleaner(**options)
+    found = []
+    for number, line in enumerate(lines):
+        if number == stop:
+            state, one = one.state(), cleaner(**options)
+            one.restore(state)
+        found.append(one.check(chat("hello", "hi"), line) is None)
+    assert found == kept
+
+
 def test_what_teaches_something_else_is_no_duplicate() -> None:
     pair = ({"role": "assistant", "content": "yes"},), ({"role": "assistant", "content": "no"},)
     asked = ({"role": "user", "content": "well?"},)
@@ -188,8 +212,8 @@ def test_signatures_are_the_same_in_every_process() -> None:
 def test_memory_is_bounded_and_what_is_remembered_counts(numbers: list[int], limit: int) -> None:
     one = ExactDuplicates(limit)
     seen: list[int] = []  # numbers that were kept, in order
-    for number in numbers:
-        reason = one.check(Text(str(number)), f"a:{number}")
+    for line, number in enumerate(numbers):
+        reason = one.check(Text(str(number)), f"a:{line}")
         assert len(one._seen) + len(one._before) <= 2 * limit
         if number in seen[-limit:]:
             assert reason is not None

@@ -12,13 +12,14 @@ from luthier.data.clean.state import from_bytes, to_bytes
 from luthier.data.content import Content, TokenIds
 from luthier.errors import ConfigError
 
-_VERSION = 1  # of the rules; to be raised when the same rows would be judged in another way
+_VERSION = 2  # of the rules; to be raised when the same rows would be judged in another way
 
 
 class Cleaner:
     """Decides for each row, in order, whether it is left out on purpose.
 
-    Of rows that are duplicates the first one wins. What is decided depends on the rows and their order alone.
+    Of rows that are duplicates the first one wins; a row that comes again on purpose (`repeat`) is none.
+    What is decided depends on the rows and their order alone.
 
     Args:
         options: what is asked for.

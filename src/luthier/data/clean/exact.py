@@ -27,9 +27,11 @@ class ExactDuplicates:
 
     def check(self, content: Content, where: str) -> str | None:
         """Why this row is left out; None if it is the first one to say this, and remembered from now on."""
-        key = identity(content)
+        key, again = identity(content), self._places.is_unlike_the_last(where)
         place = self._seen.get(key, self._before.get(key))
         if place is not None:
+            if again and place == self._places.number(where):  # the row itself, once more
+                return None
             return f"the row says the same as '{self._places.where(place)}' (data.clean.exact_duplicates)"
         if len(self._seen) >= self.limit:
             self.forgot = self.forgot or bool(self._before)

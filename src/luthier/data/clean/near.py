@@ -86,7 +86,7 @@ class NearDuplicates:
     def check(self, content: Content, where: str) -> str | None:
         """Why this row is left out; None if none is like it, and it is remembered from now on."""
         signature = self._signature(content)
-        keys = self._keys(signature)
+        keys, again = self._keys(signature), self._places.is_unlike_the_last(where)
         for generation in (self._before, self._seen):
             rows = generation.candidates(keys)
             if not rows:
@@ -94,6 +94,11 @@ class NearDuplicates:
             similarity = (generation.signatures[rows] == signature).mean(axis=1)
             alike = np.flatnonzero(similarity >= self.threshold)
             if len(alike):
+                own = self._places.number(where)
+                if again and any(
+                    generation.places[rows[one]] == own for one in alike
+                ):  # the row itself, once more
+                    return None
                 place = self._places.where(generation.places[rows[alike[0]]])
                 return (
                     f"the row is {similarity[alike[0]]:.0%} like '{place}' "

@@ -11,6 +11,19 @@ class Places:
     def __init__(self) -> None:
         self._files: list[str] = []
         self._number_of: dict[str, int] = {}
+        self._last: dict[str, str] = {}
+
+    def is_unlike_the_last(self, where: str) -> bool:
+        """Whether a row lies elsewhere than the row of its file that was asked about before; to be asked of each.
+
+        A row at the place of an earlier one is that row once more (`repeat`) if this is so. Only in `.json` files
+        can several rows stand on one line; there the places next to each other are the same.
+        """
+        file, _, line = where.rpartition(":")
+        if not file.lower().endswith((".json", ".json.gz", ".json.zst")):
+            return True
+        last, self._last[file] = self._last.get(file), line
+        return last != line
 
     def number(self, where: str) -> int:
         """The number of a place."""
@@ -29,14 +42,15 @@ class Places:
         file, line = divmod(number, _LINES)
         return f"{self._files[file]}:{line - 1}" if line else self._files[file]
 
-    def state(self) -> list[str]:
-        """What `from_state` needs: the names of the files."""
-        return list(self._files)
+    def state(self) -> list[Any]:
+        """What `from_state` needs, as JSON values: the names of the files, and where in them the last rows are."""
+        return [list(self._files), dict(self._last)]
 
     @classmethod
     def from_state(cls, state: Any) -> Self:
         """The places that gave this state."""
         places = cls()
-        places._files = list(state)
+        files, last = state
+        places._files, places._last = list(files), dict(last)
         places._number_of = {file: number for number, file in enumerate(places._files)}
         return places
