@@ -27,7 +27,7 @@ from luthier.errors import DataError, RowRefused
 
 MEDIA = frozenset({"image", "images", "video", "videos", "audio", "audios"})
 """Pictures and sounds that the text speaks of: without them the row says something else."""
-MEANINGFUL = MEDIA | {"label", "kto_tag", "chosen", "rejected"}
+MEANINGFUL = MEDIA | {"label", "kto_tag", "chosen", "rejected", "rejected_response"}
 """With these also whether an answer is a good one."""
 
 

@@ -6,13 +6,15 @@ from typing import Any
 from luthier.data.calls import checked_tools, wrapped_tools
 from luthier.data.content import Conversation, Prompt
 from luthier.data.conversation import checked_messages, checked_template_args, conversation_from
+from luthier.data.turns import Tags, one_or_more_turns, turns_in_text
 from luthier.data.values import from_json, in_words
 from luthier.errors import RowRefused
 
 CHAT_COLUMNS = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs")
 """Columns that any conversation may have besides its messages."""
-INSTRUCTION_COLUMNS = ("input", "context", "history", *CHAT_COLUMNS)
-"""Columns that go with an `instruction`."""
+_BESIDE = ("input", "context", "history")
+INSTRUCTION_COLUMNS = (*_BESIDE, *CHAT_COLUMNS)
+"""Columns that go with an `instruction`, or another question in one text."""
 
 
 def conversation_of(
@@ -69,13 +71,37 @@ def with_system(turns: list[Any], record: dict[str, Any]) -> list[Any]:
     return turns
 
 
-def instruction_turns(record: dict[str, Any]) -> list[Any]:
+def question_turns(record: dict[str, Any], column: str, tags: Tags) -> list[Any]:
+    """What a row asks in one text or in messages; `history`, `input` and `context` belong to a text as they do to an
+    instruction.
+
+    Raises:
+        RowRefused: if they stand beside messages, or something cannot be used.
+    """
+    value = record[column]
+    if isinstance(value, str) and turns_in_text(value) is None and any(map(record.get, _BESIDE)):
+        return instruction_turns(record, column)
+    refuse_beside(record, column)
+    return with_system(one_or_more_turns(value, tags, column, "user"), record)
+
+
+def refuse_beside(record: dict[str, Any], column: str) -> None:
+    """Raises RowRefused if columns that belong to a question in one text stand beside messages."""
+    for name in _BESIDE:
+        if record.get(name) and record[name] != "[]":
+            raise RowRefused(
+                f"the row has `{name}` beside the messages of `{column}`, and it is not known where it belongs; put "
+                f"it into the messages, or map `{name}` to `-` in `columns` to leave it out"
+            )
+
+
+def instruction_turns(record: dict[str, Any], column: str = "instruction") -> list[Any]:
     """An Alpaca row up to its last question: system prompt, history, instruction and input. Raises RowRefused."""
-    parts = [_text_or_nothing(record, "instruction")]
+    parts = [_text_or_nothing(record, column)]
     parts += [_text_or_nothing(record, name) for name in ("input", "context") if record.get(name)]
     question = "\n".join(part for part in parts if part)
     if not question:
-        raise RowRefused("`instruction` and `input` are both empty, so nothing is asked")
+        raise RowRefused(f"`{column}` and `input` are both empty, so nothing is asked")
     turns = [*_history(record.get("history")), {"role": "user", "content": question}]
     return with_system(turns, record)
 

@@ -5,6 +5,7 @@ whose role is that of a tool call becomes an assistant message with `tool_calls`
 """
 
 import difflib
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -98,9 +99,16 @@ def read_turns(messages: Any, tags: Tags, column: str, sharegpt: bool) -> list[A
 
 
 def one_or_more_turns(messages: Any, tags: Tags, column: str, role: str) -> list[Any]:
-    """Messages given as one text (of this role), one message, or a list of messages. Raises RowRefused."""
+    """Messages given as one text (of this role), one message, or a list of messages, also as JSON text.
+
+    Raises:
+        RowRefused: if it is none of these.
+    """
     if isinstance(messages, str):
-        return [{"role": role, "content": messages}]
+        listed = turns_in_text(messages)
+        if listed is None:
+            return [{"role": role, "content": messages}]
+        messages = listed
     if isinstance(messages, dict):
         messages = [messages]
     if not isinstance(messages, list):
@@ -108,6 +116,20 @@ def one_or_more_turns(messages: Any, tags: Tags, column: str, role: str) -> list
     if not messages:
         raise RowRefused(f"`{column}` is an empty list")
     return read_turns(messages, tags, column, sharegpt=True)
+
+
+def turns_in_text(text: str) -> list[Any] | None:
+    """The messages that a text is JSON of (a cell of CSV, say); None for any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(values, list) or not values:
+        return None
+    are_turns = all(isinstance(value, dict) and ("role" in value or "from" in value) for value in values)
+    return values if are_turns else None
 
 
 def _turn(message: Any, number: int, tags: Tags, sharegpt: bool) -> Any:

@@ -8,7 +8,13 @@ import re
 from typing import Any
 
 from luthier.data.content import Answers
-from luthier.data.dialogue import INSTRUCTION_COLUMNS, instruction_turns, with_system
+from luthier.data.dialogue import (
+    INSTRUCTION_COLUMNS,
+    instruction_turns,
+    question_turns,
+    refuse_beside,
+    with_system,
+)
 from luthier.data.judged import answers_of, common_beginning
 from luthier.data.turns import Tags, one_or_more_turns, read_turns
 from luthier.data.values import number_in, unpacked
@@ -50,11 +56,13 @@ def convert(record: dict[str, Any], tags: Tags) -> Answers:
 
 def _context(record: dict[str, Any], asked: str | None, tags: Tags) -> list[Any]:
     if asked is None:
+        refuse_beside(record, "chosen")
         return []
     if asked == "instruction":
         return instruction_turns(record)
     if asked in ("prompt", "question"):
-        return with_system(one_or_more_turns(record[asked], tags, asked, "user"), record)
+        return question_turns(record, asked, tags)
+    refuse_beside(record, asked)
     return with_system(read_turns(record[asked], tags, asked, sharegpt=asked != "messages"), record)
 
 

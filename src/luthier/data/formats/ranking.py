@@ -3,7 +3,7 @@
 from typing import Any
 
 from luthier.data.content import Answers
-from luthier.data.dialogue import CHAT_COLUMNS, with_system
+from luthier.data.dialogue import INSTRUCTION_COLUMNS, question_turns
 from luthier.data.judged import answers_of
 from luthier.data.turns import Tags, one_or_more_turns
 from luthier.data.values import in_words, number_in, shape_in, unpacked
@@ -14,7 +14,7 @@ _NUMBERS = ("scores", "ranks")
 _TEXTS = ("answer", "text", "completion", "response", "content")
 SHAPES = tuple(("prompt", name, numbers) for name in _LISTS for numbers in _NUMBERS)
 NAMED = tuple(("prompt", name) for name in _LISTS)
-OPTIONAL = (*_NUMBERS, *CHAT_COLUMNS)
+OPTIONAL = (*_NUMBERS, *INSTRUCTION_COLUMNS)
 YIELDS = ()
 
 
@@ -27,7 +27,7 @@ def convert(record: dict[str, Any], tags: Tags) -> Answers:
         raise RowRefused(f"`{column}` {found}; a ranking needs a list of two answers or more")
     name, numbers = _numbers(record, answers, column)
     order = sorted(range(len(answers)), key=lambda i: numbers[i] if name == "rank" else -numbers[i])
-    context = with_system(one_or_more_turns(record["prompt"], tags, "prompt", "user"), record)
+    context = question_turns(record, "prompt", tags)
     read = [(f"answer {i + 1} of `{column}`", _messages(answers[i], tags, i, column)) for i in order]
     return answers_of(context, read, "ranking", {name: tuple(numbers[i] for i in order)}, record)
 

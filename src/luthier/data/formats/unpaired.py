@@ -4,7 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from luthier.data.content import Answers
-from luthier.data.dialogue import INSTRUCTION_COLUMNS, instruction_turns, with_system
+from luthier.data.dialogue import (
+    INSTRUCTION_COLUMNS,
+    instruction_turns,
+    question_turns,
+    refuse_beside,
+    with_system,
+)
 from luthier.data.judged import answers_of
 from luthier.data.turns import Tags, one_or_more_turns, read_turns
 from luthier.data.values import in_words, shape_in, text_in
@@ -43,6 +49,7 @@ def _question_and_answer(
 ) -> tuple[list[Any], list[Any]]:
     if len(asked) == 1:
         (column,) = asked
+        refuse_beside(record, column)
         turns = with_system(read_turns(record[column], tags, column, sharegpt=column != "messages"), record)
         are_asked = [isinstance(turn, dict) and turn.get("role") in ("user", "tool") for turn in turns]
         last = max((i + 1 for i, is_asked in enumerate(are_asked) if is_asked), default=0)
@@ -50,5 +57,6 @@ def _question_and_answer(
     question, column = asked
     if question == "instruction":
         return instruction_turns(record), [{"role": "assistant", "content": text_in(record, column)}]
-    prompt = with_system(one_or_more_turns(record[question], tags, question, "user"), record)
-    return prompt, one_or_more_turns(record[column], tags, column, "assistant")
+    return question_turns(record, question, tags), one_or_more_turns(
+        record[column], tags, column, "assistant"
+    )
