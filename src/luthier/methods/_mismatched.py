@@ -1,7 +1,7 @@
 """Prompts with answers to other prompts, by which KTO estimates how far a model has moved on the whole.
 
-Each row gets one more sequence: the answer of the next row, behind this row's prompt. Only the look ahead at a step
-computes it; the loss is given the row without it.
+Each row gets one more sequence: the answer of the next row that a micro-batch still has room for, behind this row's
+prompt. Only the look ahead at a step computes it; the loss is given the row without it.
 
 Shape suffixes: as in batch.py; N1 predictions that are kept.
 """
@@ -14,15 +14,20 @@ from numpy.typing import NDArray
 
 from luthier.data.batch import Batch, Example, Segment
 from luthier.data.loader import Dataset
-from luthier.errors import DataError
+from luthier.errors import ConfigError, DataError
 
 COLUMN = "mismatched"
 
 
 class Mismatched:
-    """The rows of a dataset, each with the answer of the next one, the last with that of the first."""
+    """The rows of a dataset, each with the answer of the next one that fits; after the last comes the first.
 
-    def __init__(self, dataset: Dataset):
+    Args:
+        dataset: the rows.
+        most_tokens: what a row may have with that answer; None: any number.
+    """
+
+    def __init__(self, dataset: Dataset, most_tokens: int | None = None):
         if len(dataset.lengths) < 2:
             raise DataError(
                 "method kto compares answers with those to other prompts, and there is only one row; give more rows"
@@ -30,12 +35,13 @@ class Mismatched:
         self.dataset = dataset
         own = np.asarray(dataset.lengths)
         answers = np.array([len(_answer(dataset.example(i)).ids) for i in range(len(own))], dtype=np.int64)
-        self.lengths: NDArray[np.int64] = own + np.roll(answers, -1)
+        self._partners = _partners(own, answers, most_tokens)
+        self.lengths: NDArray[np.int64] = own + answers[self._partners]
 
     def example(self, index: int) -> Example:
         """The row, with one more sequence, which its column tells from the others."""
         row = _split(self.dataset.example(index))
-        answer = _answer(self.dataset.example((index + 1) % len(self.lengths)))
+        answer = _answer(self.dataset.example(int(self._partners[index])))
         num_own = len(row.segments) - 1
         columns: dict[str, float | tuple[float, ...]] = {
             name: (*(value if isinstance(value, tuple) else (value,) * num_own), float("nan"))
@@ -47,6 +53,27 @@ class Mismatched:
     def locate(self, row: int) -> str:
         """As the dataset says."""
         return self.dataset.locate(row)
+
+
+def _partners(
+    own: NDArray[np.int64], answers: NDArray[np.int64], most_tokens: int | None
+) -> NDArray[np.int64]:
+    """For each row the next one whose answer fits behind it."""
+    partners = np.roll(np.arange(len(own)), -1)
+    if most_tokens is None:
+        return partners
+    for row in np.flatnonzero(own + answers[partners] > most_tokens):
+        later = (row + np.arange(1, len(own))) % len(own)
+        fitting = own[row] + answers[later] <= most_tokens
+        if not fitting.any():
+            raise ConfigError(
+                f"method kto runs each row together with the answer of another one. The longest row has {own.max()} "
+                f"tokens and the longest answer {answers.max()}, but a micro-batch holds only {most_tokens}, so "
+                f"that row {row + 1} has no answer beside it. Set train.tokens_per_micro_batch: "
+                f"{own.max() + answers.max()} (and train.tokens_per_step to no less), or lower data.max_length."
+            )
+        partners[row] = later[fitting.argmax()]
+    return partners
 
 
 def _split(example: Example) -> Example:

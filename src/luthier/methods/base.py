@@ -75,8 +75,11 @@ class Method:
         """
         return None
 
-    def arrange(self, dataset: "Dataset") -> "Dataset":
-        """The rows as the method wants them, such as with sequences that only `preview` needs."""
+    def arrange(self, dataset: "Dataset", most_tokens: int | None = None) -> "Dataset":
+        """The rows as the method wants them, such as with sequences that only `preview` needs.
+
+        `most_tokens` is what the longest of them may have; None: any number.
+        """
         return dataset
 
     def learned(self, batch: Batch) -> Batch | None:

@@ -5,8 +5,8 @@ loss = mean over answers of   desirable · (1 - σ(beta · (h - z)))      if the
 h = log π(y|x) - log π_ref(y|x),   z = max(0, mean of h over prompts with answers to other prompts)
 
 z is the reference point: how far the model has moved as a whole. It is a mean over the whole step on all ranks,
-without a gradient, over each row's prompt with the answer of the next row; it costs forward passes of model and
-reference over these. `apo_zero_unpaired` (2408.06266) does without: 1 - σ(beta h) and σ(beta h).
+without a gradient, over each row's prompt with the answer of the next row that is short enough; it costs forward
+passes of model and reference over these. `apo_zero_unpaired` (2408.06266) does without: 1 - σ(beta h) and σ(beta h).
 
 When: thumbs up and down, or answers of which only one of a pair is known. If good and bad answers are not about
 equally many, set the weights so that desirable · good / (undesirable · bad) lies between 1 and 1.33. Watch
@@ -57,8 +57,8 @@ class KTO(Method):
     def looks_ahead(self) -> bool:
         return self.loss_type == "kto"
 
-    def arrange(self, dataset: Dataset) -> Dataset:
-        return Mismatched(dataset) if self.looks_ahead else dataset
+    def arrange(self, dataset: Dataset, most_tokens: int | None = None) -> Dataset:
+        return Mismatched(dataset, most_tokens) if self.looks_ahead else dataset
 
     def learned(self, batch: Batch) -> Batch | None:
         return select(batch, batch.columns[COLUMN] == 0) if COLUMN in batch.columns else batch

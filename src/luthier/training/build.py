@@ -132,7 +132,7 @@ def build_trainer(
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
     method = build_method(config)
     if data.stream is None:
-        data = replace(data, train=method.arrange(data.train))
+        data = replace(data, train=method.arrange(data.train, config.train.micro_tokens))
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     source = _source(config, data, policy, cluster, micro_tokens)
     total_steps = source.total_steps(config.train.epochs, config.train.steps)
