@@ -36,6 +36,23 @@ def test_split_conversations_teach_every_answer_once(conversation: Conversation,
     assert (row.status == "kept") == (len(shown) == 1 and row.reason is None)
 
 
+@given(st.integers(2, 6), st.sampled_from(("all", ("system", "assistant"))))
+@settings(max_examples=10)
+def test_split_conversations_teach_the_system_message_once(num_exchanges: int, learn: str) -> None:
+    texts = [text for i in range(num_exchanges) for text in (f"word {i}", f"words {i}")]
+    made = encoder(40, overlong="split", learn=learn)
+    row = one(made, chat(*texts, system="quick fox"))
+    assert len(row.examples) > 1
+    shown = made.pieces(row)
+    assert all("quick fox" in "".join(text for text, _ in pieces) for pieces in shown)
+    in_learned = [
+        "quick fox" in "".join(text for text, is_learned in pieces if is_learned) for pieces in shown
+    ]
+    assert in_learned == [True] + [False] * (len(shown) - 1)
+    everything = "".join(text for pieces in shown for text, is_learned in pieces if is_learned)
+    assert all(everything.count(f"words {i}<|im_end|>") == 1 for i in range(num_exchanges))
+
+
 @given(conversations(), st.integers(8, 120))
 @settings(max_examples=60)
 def test_a_cut_answer_keeps_its_header_its_end_and_all_that_fits(

@@ -78,13 +78,16 @@ def without_oldest(
 def split(lesson: Lesson, max_length: int, encode: Encode) -> Shortened:
     """The conversation as several: each has the system messages and as many of the exchanges as fit.
 
-    Every exchange is in one of them, so every answer is learned once. One that is too long alone is left out.
+    Every exchange is in one of them, so every answer is learned once, and the system messages with the first. One
+    that is too long alone is left out.
 
     Raises:
         RowRefused: if none of the exchanges with something to learn fits.
     """
     leading, groups = exchanges(lesson.conversation)
     wanted = set(_learned_groups(lesson, groups))
+    weights = (0.0 if number in leading else weight for number, weight in enumerate(lesson.weights))
+    later = replace(lesson, weights=tuple(weights))
     parts: list[Encoded] = []
     left_out = first = 0
     while first < len(groups):
@@ -93,7 +96,9 @@ def split(lesson: Lesson, max_length: int, encode: Encode) -> Shortened:
             break
         found = None
         while found is None and first <= learned:
-            found = _longest(lesson, leading, groups, (first, learned), max_length, encode)
+            found = _longest(
+                later if parts else lesson, leading, groups, (first, learned), max_length, encode
+            )
             first += found is None
         if found is None:
             left_out += 1
