@@ -1,5 +1,6 @@
 """Every kind of content to tokens: what is learned, what is shared, what becomes of rows that are too long."""
 
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -84,16 +85,19 @@ def test_a_conversation_is_what_the_template_makes_of_it(conversation: Conversat
     assert segment.weights.tolist() == encoded.weights.tolist()
 
 
-@given(TEXTS, st.integers(1, 12))
+@given(TEXTS, st.integers(2, 12))
 def test_text_is_learned_whole_with_its_end_and_split_into_blocks(text: str, block: int) -> None:
     tokenizer = speaker()
     wanted = [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]
     row = one(encoder(block), Text(text))
     ids = [segment.ids.tolist() for example in row.examples for segment in example.segments]
-    assert [number for part in ids for number in part] == wanted and all(
-        len(part) == block for part in ids[:-1]
+    assert all(len(part) == block for part in ids[:-1])
+    assert [ids[0][0], *(number for part in ids for number in part[1:])] == wanted
+    assert all(after[0] == before[-1] for before, after in pairwise(ids)), (
+        "a block goes on from the one before"
     )
-    assert all(s.weights.all() for example in row.examples for s in example.segments)
+    weights = [segment.weights.tolist() for example in row.examples for segment in example.segments]
+    assert weights == [[float(n == 0), *[1.0] * (len(part) - 1)] for n, part in enumerate(ids)]
     assert row.status == "kept"
 
 

@@ -106,12 +106,17 @@ class TextDrafts:
         return np.concatenate([one.ids for one in tokens]), np.concatenate(weights)
 
     def _shorten_text(self, row: EncodedRow, length: int) -> EncodedRow:
-        """Blocks of the allowed length, in which every token stands once; or the first of them only."""
+        """Blocks of the allowed length, in which every token after the first is learned once; or the first only.
+
+        A block after the first starts with the last token of the one before it, which is not learned again.
+        """
         most, overlong = self._options.max_length, self._options.overlong
         (segment,) = row.examples[0].segments
         if overlong in (None, "split"):
-            starts = range(0, len(segment.ids), most)
-            blocks = [(segment.ids[at : at + most], segment.weights[at : at + most]) for at in starts]
+            starts = range(0, len(segment.ids) - 1, max(1, most - 1))
+            blocks = [(segment.ids[at : at + most], segment.weights[at : at + most].copy()) for at in starts]
+            for _, weights in blocks[1:]:
+                weights[0] = 0
             return EncodedRow(tuple(one_segment(*block) for block in blocks), row.text)
         if overlong == "truncate_response":
             reason = f"{too_long(length, self._options)}; its last {length - most} tokens are left out"
