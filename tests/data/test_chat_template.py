@@ -20,6 +20,7 @@ from chat_samples import (
 from luthier.data.chat import ChatTemplate
 from luthier.data.conversation import Conversation, conversation_from
 from luthier.data.form import content_sentinel
+from luthier.data.probe import ask
 from luthier.errors import DataError, RowRefused
 
 
@@ -305,3 +306,20 @@ def test_settings_of_the_tokenizer_for_padding_and_cutting_do_not_reach_the_rows
     finally:
         tokenizer.backend_tokenizer.no_truncation()
         tokenizer.backend_tokenizer.no_padding()
+
+
+def test_what_is_remembered_of_variables_of_rows_has_a_bound(
+    tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def counting(program: Any, variables: dict[str, Any]) -> Any:
+        asked.append(variables.get("one"))
+        return ask(program, variables)
+
+    monkeypatch.setattr("luthier.data.chat.ask", counting)
+    monkeypatch.setattr("luthier.data.chat.MOST_LITERALS", 2)
+    template = ChatTemplate(tokenizer)
+    for one in (1, 2, 1, 3, 1, 2):
+        template.prompt_text([{"role": "user", "content": "a"}], template_args={"one": one})
+    assert asked == [1, 2, 3, 2], "the one that was not needed for longest is forgotten"

@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 _REASONING_TAGS = frozenset({"<think>", "</think>"})
+MOST_LITERALS = 256
+"""Variables of rows for which it is remembered what the template writes with them."""
 THINKING_SWITCHES = ("enable_thinking", "thinking", "enable_reasoning", "reasoning")
 
 
@@ -275,15 +277,20 @@ class ChatTemplate:
             program is self._tool_program,
             json.dumps(arguments, sort_keys=True, default=repr) if own else "",
         )
-        if key not in self._literals:
-            try:
-                self._literals[key] = ask(program, self._variables(None, arguments))
-            except RowRefused as refusal:
-                try:  # a template for rows with tools may not work without any
-                    self._literals[key] = ask(program, self._variables([PROBE_TOOL], arguments))
-                except RowRefused:
-                    raise refusal from None
-        return self._literals[key]
+        found = self._literals.pop(key, None) or self._probed(program, arguments)
+        self._literals[key] = found  # the last one is the newest
+        if len(self._literals) > MOST_LITERALS:
+            del self._literals[next(iter(self._literals))]
+        return found
+
+    def _probed(self, program: TemplateProgram, arguments: dict[str, Any]) -> Literals:
+        try:
+            return ask(program, self._variables(None, arguments))
+        except RowRefused as refusal:
+            try:  # a template for rows with tools may not work without any
+                return ask(program, self._variables([PROBE_TOOL], arguments))
+            except RowRefused:
+                raise refusal from None
 
 
 def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[str, str]:
