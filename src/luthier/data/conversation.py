@@ -19,14 +19,28 @@ from luthier.errors import RowRefused
 Message = dict[str, Any]
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
-_OTHER_NAMES = {
+CALL = "tool_call"
+SHAREGPT_ROLES = {
     "human": "user",
+    "prompter": "user",
     "gpt": "assistant",
+    "chatgpt": "assistant",
     "model": "assistant",
     "bot": "assistant",
     "ai": "assistant",
+    "observation": "tool",
+    "function": "tool",
+    "function_response": "tool",
+    "tool_response": "tool",
+    "ipython": "tool",
+    "function_call": CALL,
+    "function-call": CALL,
+    CALL: CALL,
+    **{role: role for role in ROLES},
 }
+"""Our roles by the names that ShareGPT and its kin use."""
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
+_UNREAD_MASKS = ("training", "trainable", "mask", "masked", "train_detail", "training_detail")
 NO_ANSWER = "there is no assistant message, so there is nothing to learn"
 
 
@@ -146,9 +160,10 @@ def _says_something(message: Message) -> bool:
 
 def _role_hint(role: Any) -> str:
     if isinstance(role, str):
-        near = _OTHER_NAMES.get(role.lower()) or next(
-            iter(difflib.get_close_matches(role.lower(), ROLES, 1)), None
-        )
+        known = SHAREGPT_ROLES.get(role.lower())
+        near = known or next(iter(difflib.get_close_matches(role.lower(), ROLES, 1)), None)
+        if near == CALL:
+            return "; put the call into the `tool_calls` of an assistant message"
         if near:
             return f"; did you mean {near!r}?"
     return f"; it must be one of {', '.join(ROLES)}"
@@ -161,7 +176,8 @@ def _read_content(message: Message, place: str) -> None:
         message["content"] = content
         return
     if not isinstance(content, list):
-        raise RowRefused(f"{place} has a content that is {in_words(content)}, not text")
+        hint = "; write it as JSON text" if message["role"] == "tool" and isinstance(content, dict) else ""
+        raise RowRefused(f"{place} has a content that is {in_words(content)}, not text{hint}")
     parts = read_parts(content, place)
     calls = parts.calls or message.get("tool_calls")
     message["content"] = "" if parts.text is None and not calls else parts.text
@@ -177,6 +193,11 @@ def _read_content(message: Message, place: str) -> None:
 
 def _pop_weight(message: Message, number: int) -> float:
     """What a message says about its own weight, the products of all ways to say it."""
+    for name in _UNREAD_MASKS:
+        if message.get(name) is not None:
+            raise RowRefused(
+                f"message {number + 1} has `{name}`, which may say what is learned; {_mask_hint(name)}"
+            )
     result = 1.0
     for name in ("train", "loss"):
         own = message.pop(name, None)
@@ -192,3 +213,11 @@ def _pop_weight(message: Message, number: int) -> float:
             raise RowRefused(f"message {number + 1} has `{name}: {own!r}`; a weight is 0 or more")
         result *= weight
     return result
+
+
+def _mask_hint(name: str) -> str:
+    if name.endswith("detail"):
+        return "only whole messages can be weighted: give the message `train` or `weight`"
+    if name.startswith("mask"):
+        return "write `train: false` where it is true, and remove it"
+    return f"if true means learned, set `tags: {{train: {name}}}`"

@@ -74,7 +74,7 @@ def _call(part: dict[str, Any]) -> Any:
 
 
 def _refuse_weight(part: dict[str, Any], place: str) -> None:
-    for name in ("train", "weight"):
+    for name in ("train", "training", "weight", "loss", "loss_weight"):
         if part.get(name) not in (None, True, 1):
             raise RowRefused(
                 f"{place} has a `{name}` of its own; only whole messages can be weighted, so put it there"

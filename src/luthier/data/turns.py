@@ -12,11 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from luthier.data.calls import calls_from_text
-from luthier.data.conversation import ROLES
+from luthier.data.conversation import CALL, ROLES, SHAREGPT_ROLES
 from luthier.data.values import from_json, in_words
 from luthier.errors import DataError, RowRefused
 
-CALL = "tool_call"
 _FIELDS = {
     "role": "role",
     "content": "content",
@@ -25,25 +24,6 @@ _FIELDS = {
     "train": "train",
     "weight": "weight",
 }
-SHAREGPT_ROLES = {
-    "human": "user",
-    "prompter": "user",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "model": "assistant",
-    "bot": "assistant",
-    "ai": "assistant",
-    "observation": "tool",
-    "function": "tool",
-    "function_response": "tool",
-    "tool_response": "tool",
-    "ipython": "tool",
-    "function_call": CALL,
-    "function-call": CALL,
-    CALL: CALL,
-    **{role: role for role in ROLES},
-}
-"""Our roles by the names that ShareGPT and its kin use."""
 _THOUGHT = re.compile(r"\s*(<think>.*?</think>)\s*", re.DOTALL)
 
 
@@ -146,7 +126,8 @@ def _turn(message: Any, number: int, tags: Tags, sharegpt: bool) -> Any:
     role = message.get("role")
     if not isinstance(role, str):
         return message
-    ours = tags.roles.get(role) or (SHAREGPT_ROLES.get(role.lower()) if sharegpt else None)
+    known = sharegpt or role == "function"  # which OpenAI called the results of tools before
+    ours = tags.roles.get(role) or (SHAREGPT_ROLES.get(role.lower()) if known else None)
     if ours == CALL:
         return _call_turn(message, f"message {number} ({role})")
     return message if ours is None or ours == role else {**message, "role": ours}

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from luthier.data.conversation import REASONING_FIELDS, ROLES
+from luthier.data.conversation import REASONING_FIELDS, ROLES, SHAREGPT_ROLES
 from luthier.data.registries.axolotl_types import WORDS_OF_THEIR_OWN, Reading, reading_of
 from luthier.data.registries.registered import Registered, make_set
-from luthier.data.turns import SHAREGPT_ROLES
 from luthier.errors import DataError
 
 _GENERIC = ("json", "csv", "parquet", "arrow", "text")
