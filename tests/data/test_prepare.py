@@ -299,12 +299,34 @@ def test_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def test_what_a_dead_process_left_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
-    dead, alive = tmp_path / "entry.99999999.partial", tmp_path / f"entry.{os.getppid()}.partial"
-    dead.mkdir()
-    alive.mkdir()
+    here = cache._machine()
+    dead, alive = (
+        tmp_path / f"entry.{here}ab.99999999.partial",
+        tmp_path / f"entry.{here}ab.{os.getppid()}.partial",
+    )
+    elsewhere = tmp_path / "entry.another0ab.99999999.partial"  # nothing is known of that machine's processes
+    for one in (dead, alive, elsewhere):
+        one.mkdir()
     with cache.new_entry(tmp_path / "entry", {}):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["entry", alive.name])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["entry", alive.name, elsewhere.name])
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+def test_two_may_make_the_same_entry_and_a_whole_one_stays(
+    tmp_path: Path, damaged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cache, "_is_alive", lambda process: True)  # both are this process
+    entry = tmp_path / "entry"
+    with cache.new_entry(entry, {"by": "second"}) as second:
+        np.save(second / "ids.npy", np.arange(2))
+        with cache.new_entry(entry, {"by": "first"}) as first:
+            np.save(first / "ids.npy", np.arange(3))
+        if damaged:
+            (entry / "ids.npy").unlink()
+    arrays, facts = cache.load(entry) or ({}, {})
+    assert (len(arrays["ids"]), facts["by"]) == ((2, "second") if damaged else (3, "first"))
+    assert list(tmp_path.iterdir()) == [entry]
 
 
 def test_a_disk_without_room_is_told_with_what_to_do(

@@ -5,13 +5,16 @@ tokenizer, the settings, and the code of this package. It is written under anoth
 what is not whole or was changed since is thrown away and made again.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
 import os
+import platform
+import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 _META = "meta.json"
 _EDGE_BYTES = 1 << 16
+_TRIES = 8
 
 
 def cache_key(files: Sequence[Path], parts: Iterable[str], *, whole: bool = True) -> str:
@@ -57,22 +61,58 @@ def open_arrays(folder: Path, names: Iterable[str], *, map_them: bool = True) ->
 def new_entry(folder: Path, facts: dict[str, Any]) -> Iterator[Path]:
     """A folder for the arrays of an entry, which it becomes at the end: whole, or not at all.
 
-    `facts` may be filled in until then. An entry that is there already is replaced.
+    `facts` may be filled in until then. An entry that is there already stays if it is whole, else it is replaced.
+    Several processes, on several machines that share the folder, may make the same entry at once.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     for left in folder.parent.glob(f"{folder.name}.*.partial"):
-        if not _is_alive(left.name.split(".")[-2]):
+        mark, process = left.name.split(".")[-3:-1]
+        if mark.startswith(_machine()) and not _is_alive(process):
             shutil.rmtree(left, ignore_errors=True)
-    partial = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    partial = _partial(folder)
     partial.mkdir()
     try:
         yield partial
         digests = {file.stem: _digest(file) for file in sorted(partial.glob("*.npy"))}
         (partial / _META).write_text(json.dumps({"digests": digests, "facts": facts}), encoding="utf-8")
-        shutil.rmtree(folder, ignore_errors=True)
-        partial.rename(folder)
+        _put(partial, folder)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def remove_partials(folder: Path, process: int) -> None:
+    """Removes what a process of this machine, which has ended, left half written among the entries of a folder."""
+    for left in folder.glob(f"*.{_machine()}*.{process}.partial"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _put(partial: Path, folder: Path) -> None:
+    """Gives a whole entry its name. Another one that is whole and came first stays, since the key says all of it."""
+    for _ in range(_TRIES):
+        try:
+            partial.rename(folder)
+            return
+        except OSError as fault:
+            if fault.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+        if load(folder) is not None:
+            return
+        broken = _partial(folder)
+        with suppress(FileNotFoundError):  # somebody else has moved it
+            folder.rename(broken)
+        shutil.rmtree(broken, ignore_errors=True)
+    raise FileExistsError(errno.EEXIST, "another process writes the same tokens again and again", str(folder))
+
+
+def _partial(folder: Path) -> Path:
+    """A name beside an entry that nobody else uses, from which machine and process can be read."""
+    return folder.with_name(f"{folder.name}.{_machine()}{secrets.token_hex(4)}.{os.getpid()}.partial")
+
+
+@cache
+def _machine() -> str:
+    """A few letters for this machine: numbers of processes mean something there only."""
+    return hashlib.sha256(platform.node().encode()).hexdigest()[:8]
 
 
 def outline(file: Path) -> str:
