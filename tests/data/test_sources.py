@@ -92,11 +92,11 @@ def test_broken_line_is_a_fault_and_the_rows_around_it_are_read(
 
 
 def test_csv_rows(tmp_path: Path) -> None:
-    text = '\ufeff,question;x,answer\r\n0,"a ""b"", c\nd",5" pipe\r\n\r\n1,,"e"f\n2,g\n'
+    text = '\ufeff,question;x,answer\r\n0,"a ""b"", c\nd",5" pipe\r\n\r\n1,,"e"\n2,g\n'
     rows = read(write(tmp_path / "a.csv", text))
     assert [row.record for row in rows] == [
         {"Unnamed: 0": "0", "question;x": 'a "b", c\nd', "answer": '5" pipe'},
-        {"Unnamed: 0": "1", "question;x": "", "answer": "ef"},
+        {"Unnamed: 0": "1", "question;x": "", "answer": "e"},
         None,
     ]
     assert rows[2].fault == "the line has 2 cells, but the header names 3 columns"
@@ -105,6 +105,16 @@ def test_csv_rows(tmp_path: Path) -> None:
     for name, end in (("a.csv", ";"), ("a.csv", "\t"), ("a.tsv", "\t"), ("a.csv", "|")):
         rows = read(write(tmp_path / name, f"a{end}b\n1{end}2, 3\n4{end}{long}\n"))
         assert records(rows) == [{"a": "1", "b": "2, 3"}, {"a": "4", "b": long}]
+
+
+def test_text_behind_a_closing_quote_is_a_fault_and_between_tabs_the_quotes_are_text(tmp_path: Path) -> None:
+    rows = read(write(tmp_path / "a.csv", 'a,b\n"he said \\"hi\\"",b\n1,"2"\n'))
+    assert records(rows) == [None, {"a": "1", "b": "2"}]
+    assert rows[0].fault == "text after a closing quote; write double quotes inside cells twice"
+    rows = read(write(tmp_path / "a.tsv", 'a\tb\n"Hi" he said\tb\n"Hi\tho"\t"b"\r\n'))
+    assert records(rows) == [{"a": '"Hi" he said', "b": "b"}, {"a": "Hi\tho", "b": "b"}]
+    with pytest.raises(DataError, match=r"a\.csv:1 has text after a closing quote"):
+        read(write(tmp_path / "a.csv", '"a"x,b\n1,2\n'))
 
 
 cells = st.text(st.sampled_from('ab ,;"\n\r\t'), max_size=6)

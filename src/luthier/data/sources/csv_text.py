@@ -53,7 +53,10 @@ def read_csv(
         if text.isspace():
             continue
         cells = _cells(text, delimiter, lines, name)
-        if len(cells) == width:
+        if cells is None:
+            fault = "text after a closing quote; write double quotes inside cells twice"
+            yield start, None, fault, lines.at, 0, lines.line
+        elif len(cells) == width:
             yield start, dict(zip(header, cells, strict=True)), None, lines.at, 0, lines.line
         else:
             fault = f"the line has {len(cells)} cells, but the header names {width} columns"
@@ -76,7 +79,12 @@ def read_header(stream: BinaryIO, name: str, tabs: bool) -> tuple[list[str], str
         return [], ",", lines.at, lines.line
     choices = ("\t",) if tabs else DELIMITERS
     delimiter = next((one for one in choices if one in text), choices[0])
-    header = [cell.strip() for cell in _cells(text, delimiter, lines, name)]
+    cells = _cells(text, delimiter, lines, name)
+    if cells is None:
+        raise DataError(
+            f"{name}:{lines.line} has text after a closing quote; write double quotes inside cells twice"
+        )
+    header = [cell.strip() for cell in cells]
     if header[0] == "" and len(header) > 1:
         header[0] = UNNAMED
     _check_header(header, name, lines.line)
@@ -110,8 +118,11 @@ def _is_number(text: str) -> bool:
     return text.lower() not in ("nan", "inf", "infinity")
 
 
-def _cells(text: str, delimiter: str, lines: _Lines, name: str) -> list[str]:
-    """The cells of the record that begins with a line; takes more lines where a cell goes over its end."""
+def _cells(text: str, delimiter: str, lines: _Lines, name: str) -> list[str] | None:
+    """The cells of the record that begins with a line; takes more lines where a cell goes over its end.
+
+    Text behind a closing quote: between tabs the quotes are taken as they stand, else there are no cells (None).
+    """
     if '"' not in text:
         return _without_end(text).split(delimiter)
     cells: list[str] = []
@@ -119,7 +130,12 @@ def _cells(text: str, delimiter: str, lines: _Lines, name: str) -> list[str]:
     while True:
         value = ""
         if text.startswith('"', position):
+            first, opened, before = text, position, lines.line
             value, text, position = _quoted(text, position + 1, lines, name)
+            if not text.startswith(delimiter, position) and _without_end(text[position:]):
+                if delimiter != "\t" or lines.line != before:
+                    return None
+                value, text, position = "", first, opened
         end = text.find(delimiter, position)
         if end < 0:
             return [*cells, value + _without_end(text[position:])]
