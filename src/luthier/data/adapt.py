@@ -17,6 +17,8 @@ IMITATED = ("conversation", "text", "tokens", "pieces")
 """Kinds that are learned as they stand; a method that reads conversations takes all of them."""
 WANTED = ("conversation", "answers", "pair", "label", "ranking", "steps", "prompt")
 """What a method can ask for. `pair`, `label` and `ranking` are answers that are judged in this way."""
+_RIGHT = 0.5
+"""The label from which on a step is right: labels are true and false, 1 and -1, or shares of raters."""
 _NAMES = {
     "conversation": "a conversation",
     "text": "plain text",
@@ -82,9 +84,12 @@ def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
             note("rankings: the method imitates answers, so only the best one is learned")
         return content.conversation(0)
     if isinstance(content, Steps):
-        if not all(content.labels):
+        if not all(label >= _RIGHT for label in content.labels):
             raise SetAside("a step of the answer is labelled as wrong, and the method imitates answers")
-        note("answers in steps: the method imitates answers, so the steps are joined, where all are right")
+        note(
+            "answers in steps: the method imitates answers, so the steps are joined, where all are right "
+            f"(labels of {_RIGHT} or more)"
+        )
         answer = {"role": "assistant", "content": "\n".join(content.steps)}
         return Conversation([*content.context, answer], weights=(*[0.0] * len(content.context), 1.0))
     assert isinstance(content, Prompt), "every other kind is imitated as it is"

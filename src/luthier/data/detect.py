@@ -70,7 +70,8 @@ class Format:
     @cached_property
     def strangers(self) -> tuple[str, ...]:
         """Columns it cannot use that would change what a row means."""
-        return tuple(sorted(MEANINGFUL - self.own))
+        strange = MEDIA if self.name == "prompt" else MEANINGFUL  # a prompt keeps every column for its reward
+        return tuple(sorted(strange - self.own))
 
     def shape_of(self, names: frozenset[str]) -> tuple[str, ...] | None:
         """The largest of its shapes that these columns have."""
