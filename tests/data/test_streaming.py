@@ -1,6 +1,8 @@
 """Rows in windows: each once an epoch, exact from any step, nothing read twice, the same on all ranks."""
 
 import io
+import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -218,3 +220,16 @@ def test_a_damaged_window_is_made_again(tmp_path: Path) -> None:
         file.unlink()  # it may be mapped
         file.write_bytes(content)
     assert steps_of(token_stream(plan, tmp_path / "w", keep=True), total=9) == whole
+
+
+def test_how_long_part_of_an_epoch_is_becomes_known_too(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"  # rows of as many tokens, but first shorter and then longer in bytes
+    rows = [[row % 200, *[1 if row < 60 else 199] * 15] for row in range(200)]
+    file.write_text("".join(json.dumps({"input_ids": ids}) + "\n" for ids in rows))
+    plan = token_plan(file)
+    once = steps_of(token_stream(plan, tmp_path / "w", window_rows=20, epochs=1))
+    num_packs = sum(map(len, once))
+    source = token_stream(plan, tmp_path / "v", window_rows=20, epochs=1.5)
+    guess = source.total_steps(1.5, None)
+    steps = steps_of(source, total=guess)
+    assert len(steps) == math.ceil(1.5 * num_packs / source.packs_per_step) < guess

@@ -5,7 +5,7 @@ may come from two windows. The position is small and exact: the window's place, 
 that goes on from it makes that window again, from its first row, and reads nothing that lies before.
 
 How many steps a number of epochs takes is estimated from the share of the data that was read, better with each
-window; the run ends with its last row, whatever was estimated.
+window; a run over whole epochs ends with its last row, whatever was estimated.
 """
 
 import math
@@ -77,7 +77,7 @@ class StreamSource(Steps):
         return self._steps_of(epochs * packs / max(first.done, 1e-9))
 
     def ready(self, total_steps: int) -> int:
-        """How many steps the run has, as known before the next one; all of its rows are in them.
+        """How many steps the run has, as known before the next one; all rows of whole epochs are in them.
 
         Opens the next window if the current one is used up. Without `epochs` it is the given number.
         """
@@ -86,12 +86,13 @@ class StreamSource(Steps):
         if not self._has_packs():
             return self._step
         done = self._done
-        if self.epochs != int(self.epochs) or done is None:
+        if done is None:
             return total_steps
-        in_epoch = self._counted / max(done, 1e-9)
+        total = self._steps_of(self.epochs * self._counted / max(done, 1e-9))
+        if self.epochs != int(self.epochs):
+            return max(total, self._step)
         assert self._window is not None, "there are packs"
         last = self._window.ends_epoch and self._next.epoch >= self.epochs
-        total = self._steps_of(self.epochs * in_epoch)
         left = self._steps_of(len(self._current()[1]) - self._taken)
         return self._step + left if last else max(total, self._step + left)
 
