@@ -108,9 +108,15 @@ def build_data(
     ).build()
     if data.stream is not None and type(method).arrange is not Method.arrange:
         data.close()
+        cause = "set data.streaming: false"
+        if not data.stream.same_every_epoch:
+            cause = (
+                "but data.mix or a data set's rows or repeat choose other rows in each epoch. Leave rows and repeat "
+                "out and set data.mix: concat"
+            )
         raise ConfigError(
             f"method {config.method.name} looks at each row beside another one, so it needs all rows at once; "
-            "set data.streaming: false"
+            f"{cause}"
         )
     return data
 

@@ -13,9 +13,11 @@ import torch
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
+from luthier.data.stream import StreamSource
 from luthier.errors import RunError
 from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.lora import adapters
+from luthier.parallel.cluster import Cluster
 from luthier.runs.atomic import atomic_folder, atomic_remove
 from luthier.runs.folder import RunFolder
 from luthier.training.loop import Trainer
@@ -79,8 +81,28 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
     trainer.learner.statistics = state.get("statistics")
     if state.get("source"):
         trainer.source.restore(state["source"])
-        trainer.schedule = replace(trainer.schedule, total_steps=state["total_steps"])
+        if isinstance(trainer.source, StreamSource) and trainer.source.epochs is not None:  # it was estimated
+            trainer.schedule = replace(trainer.schedule, total_steps=state["total_steps"])
     _set_random_state(state["random"][trainer.cluster.rank])
+
+
+def saved_steps(folder: RunFolder, cluster: Cluster) -> list[int]:
+    """The steps with a checkpoint as the main rank sees them, so that all ranks do the same."""
+    return cluster.gather(folder.saved_steps())[0]
+
+
+def check_seen(path: Path, cluster: Cluster) -> None:
+    """Refuses on every rank a checkpoint that one of them cannot see.
+
+    Raises:
+        RunError: with the ranks that cannot.
+    """
+    blind = [str(rank) for rank, seen in enumerate(cluster.gather(path.is_dir())) if not seen]
+    if blind:
+        raise RunError(
+            f"checkpoint {path} is not seen by rank {', '.join(blind)}. All processes must see the run's folder; "
+            "put run.root on storage that all machines share."
+        )
 
 
 def _save_weights(model: PreTrainedModel, folder: Path, base_name: str, revision: str | None) -> None:

@@ -79,17 +79,25 @@ class EvaluateLoss:
 
     def __call__(self, trainer: Trainer, report: Report) -> None:
         last = report.step == trainer.schedule.total_steps
-        if not last and (self.every is None or report.step % self.every):
-            return
+        if last or (self.every is not None and report.step % self.every == 0):
+            self._judge(trainer, last)
+
+    def finish(self, trainer: Trainer) -> None:
+        """Evaluates the last step, if it was not known to be the last when it was made. Every rank takes part."""
+        if trainer.progress.step > trainer.progress.evaluated_step:
+            self._judge(trainer, last=True)
+
+    def _judge(self, trainer: Trainer, last: bool) -> None:
+        progress = trainer.progress
+        progress.evaluated_step = step = progress.step
         values = self.evaluate()
         if not values:
             return
         if trainer.cluster.is_main:
-            self.tell(report.step, values)
-        progress = trainer.progress
+            self.tell(step, values)
         best = math.inf if progress.best_loss is None else progress.best_loss
         if values["loss"] < best:  # never so for a loss that is not a number
-            progress.best_loss, progress.best_step, progress.bad_evaluations = values["loss"], report.step, 0
+            progress.best_loss, progress.best_step, progress.bad_evaluations = values["loss"], step, 0
             return
         progress.bad_evaluations += 1
         if self.patience and progress.bad_evaluations >= self.patience and not last:

@@ -12,6 +12,8 @@ class Progress:
     best_loss: float | None = None
     best_step: int = 0
     bad_evaluations: int = 0
+    evaluated_step: int = 0
+    """The last step after which the held-out rows were looked at."""
     stopping: str = ""
     """Why a hook wants no further step, the same on every rank; also after a resume."""
     seconds: float = 0.0

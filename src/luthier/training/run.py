@@ -1,7 +1,7 @@
 """The life of a run: folder, data, model, answers before, training, answers after, files, report."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -39,7 +39,7 @@ from luthier.training.build import (
     build_trainer,
     template_notes,
 )
-from luthier.training.checkpoint import load_checkpoint, load_weights
+from luthier.training.checkpoint import check_seen, load_checkpoint, load_weights, saved_steps
 from luthier.training.examine import Examiner
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, follow_stream, log_steps, write_ledgers
 from luthier.training.loop import Trainer
@@ -148,8 +148,9 @@ def _learn(
 
     held_out = data.held_out if cluster.is_main else None
     examiner = Examiner(config, trainer.policy.model, tokenizer, held_out)
-    steps = folder.saved_steps() if resume else []
+    steps = saved_steps(folder, cluster) if resume else []
     if steps:
+        check_seen(folder.checkpoint(steps[-1]), cluster)
         load_checkpoint(trainer, folder.checkpoint(steps[-1]))
         say(f"continuing after step {steps[-1]} of {trainer.schedule.total_steps}")
     if cluster.is_main:
@@ -208,13 +209,13 @@ def _train(
     saver = SaveCheckpoints(own, config.model, config.checkpoint.every, config.checkpoint.keep)
     if own is not None:
         trainer.hooks.append(log_steps(writer, progress, lambda: _gpu_memory(device)))
-    trainer.hooks += [EvaluateLoss(held_out_loss, config.eval.every, config.eval.patience, tell), saver]
+    evaluation = EvaluateLoss(held_out_loss, config.eval.every, config.eval.patience, tell)
+    trainer.hooks += [evaluation, saver]
     with stop_on_signals(trainer.interrupt):
-        if own is not None:
-            with progress:
-                trainer.run()
-        else:
+        with progress if own is not None else nullcontext():
             trainer.run()
+            if not any(cluster.gather(trainer.interrupted)):
+                evaluation.finish(trainer)
         if trainer.interrupted:
             saver.save(trainer)
             raise Interrupted(
@@ -224,14 +225,15 @@ def _train(
             )
     if trainer.progress.stopping:
         say(f"stopped early: {trainer.progress.stopping}")
-    if trainer.progress.step not in folder.saved_steps():
+    if trainer.progress.step not in saved_steps(folder, cluster):
         saver.save(trainer)
 
 
 def _take_best(trainer: Trainer, folder: RunFolder, say: Say) -> None:
     """Goes back to the weights of the best evaluation, if later ones were worse."""
     best = trainer.progress.best_step
-    if best and best != trainer.progress.step and best in folder.saved_steps():
+    if best and best != trainer.progress.step and best in saved_steps(folder, trainer.cluster):
+        check_seen(folder.checkpoint(best), trainer.cluster)
         load_weights(trainer.policy.model, folder.checkpoint(best))
         say(f"taking the weights of step {best}, the best by evaluation loss")
 
