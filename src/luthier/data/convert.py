@@ -36,7 +36,6 @@ class Formats:
         self._our_name = {own: ours for ours, own in self._own_name.items()}
         self._hidden = frozenset(section.columns) - frozenset(self._our_name)
         self._check_columns(section.columns)
-        self._unused: dict[tuple[str, ...], list[str]] = {}
 
     def check(self, records: Iterable[dict[str, Any]], file: str) -> None:
         """Looks at the first rows of a file.
@@ -124,13 +123,11 @@ class Formats:
     def _note(self, row: Row, record: dict[str, Any], format: Format, content: Content, notes: Notes) -> None:
         notes.count_format(row.file, format.name)
         if not isinstance(content, Prompt):
-            key = format.name, *(name for name, value in record.items() if value is not None)
-            if key not in self._unused:
-                used = format.used(frozenset(record))
-                self._unused[key] = [name for name in key[1:] if name not in used]
-            if unused := self._unused[key]:
+            used = format.used(frozenset(record))
+            unused = [name for name, value in record.items() if value is not None and name not in used]
+            if unused:
                 what = "kept but not learned" if isinstance(content, Text) else "not used"
-                notes.add(f"columns that are {what}: {listed(unused)}", row.where)
+                notes.add(f"columns that are {what}", row.where, unused)
         for placeholder in _placeholders(content):
             name = placeholder.strip("<>")
             notes.add(

@@ -82,6 +82,7 @@ class Format:
         """Those columns that speak for this format."""
         return frozenset().union(*(shape for shape in self.shapes if names >= set(shape)))
 
+    @lru_cache(maxsize=4096)  # noqa: B019 - formats live as long as the program
     def used(self, names: frozenset[str]) -> frozenset[str]:
         """Those columns it reads of a row that has these."""
         shape = self.shape_of(names) or next((one for one in self.named if names >= set(one)), ())

@@ -4,8 +4,15 @@ Rows are read by several processes; each has notes of its own, and they are merg
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
+
+from luthier.data.values import listed
+
+_MOST = 200
+"""How many different notes, and names of columns in one, are kept; rows with more are still counted."""
+_OTHERS = "other notes that are not listed"
 
 
 @dataclass
@@ -16,23 +23,33 @@ class Notes:
     """For each file, how many of its rows have which format."""
     said: dict[str, tuple[int, str]] = field(default_factory=dict)
     """What is to be told about some rows: how many they are, and where the first one is."""
+    columns: dict[str, dict[str, None]] = field(default_factory=dict)
+    """Names of columns that belong to what is told, in the order in which they were found."""
 
     def count_format(self, file: str, name: str) -> None:
         """One row of a file has this format."""
         self.formats.setdefault(file, Counter())[name] += 1
 
-    def add(self, what: str, where: str) -> None:
-        """One row of which this is to be told, such as "columns that are not used: `id`"."""
+    def add(self, what: str, where: str, columns: Iterable[str] = ()) -> None:
+        """One row of which this is to be told, such as "columns that are not used", and the columns it is about."""
+        self._add(what, 1, where, columns)
+
+    def _add(self, what: str, num: int, where: str, columns: Iterable[str]) -> None:
+        if what not in self.said and len(self.said) >= _MOST:
+            what, columns = _OTHERS, ()
         count, first = self.said.get(what, (0, where))
-        self.said[what] = count + 1, first
+        self.said[what] = count + num, first
+        for column in columns:
+            known = self.columns.setdefault(what, {})
+            if column in known or len(known) < _MOST:
+                known[column] = None
 
     def merge(self, other: "Notes") -> None:
         """Takes in what later rows said."""
         for file, counts in other.formats.items():
             self.formats.setdefault(file, Counter()).update(counts)
         for what, (count, first) in other.said.items():
-            before, where = self.said.get(what, (0, first))
-            self.said[what] = before + count, where
+            self._add(what, count, first, other.columns.get(what, ()))
 
     def lines(self) -> list[str]:
         """The notes for people: files whose rows have several formats, then everything else."""
@@ -43,16 +60,24 @@ class Notes:
             if len(counts) > 1
         ]
         return mixed + [
-            f"{what} ({count} {'row' if count == 1 else 'rows'}, first {first})"
+            f"{what}{self._listed(what)} ({count} {'row' if count == 1 else 'rows'}, first {first})"
             for what, (count, first) in self.said.items()
         ]
 
+    def _listed(self, what: str) -> str:
+        return f": {listed(self.columns[what])}" if what in self.columns else ""
+
     def to_json(self) -> dict[str, Any]:
         """The notes as plain JSON values."""
-        return {"formats": {file: dict(counts) for file, counts in self.formats.items()}, "said": self.said}
+        return {
+            "formats": {file: dict(counts) for file, counts in self.formats.items()},
+            "said": self.said,
+            "columns": {what: list(names) for what, names in self.columns.items()},
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The notes that `to_json` wrote."""
         said = {what: (count, first) for what, (count, first) in values["said"].items()}
-        return cls({file: Counter(counts) for file, counts in values["formats"].items()}, said)
+        columns = {what: dict.fromkeys(names) for what, names in values.get("columns", {}).items()}
+        return cls({file: Counter(counts) for file, counts in values["formats"].items()}, said, columns)
