@@ -67,17 +67,20 @@ import os, sys, time
 sys.path[:0] = PATHS
 from worker_parts import start
 worker = start()
-worker.request(("tell", 10**12), "rows")
+worker.request(("WHAT", 10**12), "rows")
 print(worker.process.pid, flush=True)
 time.sleep(100)
 """
 
 
-def test_no_process_outlives_the_one_that_asked() -> None:
+@pytest.mark.parametrize("busy_with", ["tell", "hang"])
+def test_no_process_outlives_the_one_that_asked(busy_with: str) -> None:
     paths = [str(path) for path in sys.path if path]
     paths.append(os.path.dirname(os.path.dirname(__file__)))
     asker = subprocess.Popen(
-        [sys.executable, "-c", ORPHAN.replace("PATHS", repr(paths))], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", ORPHAN.replace("PATHS", repr(paths)).replace("WHAT", busy_with)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert asker.stdout is not None
     pid = int(asker.stdout.readline())

@@ -130,9 +130,12 @@ class WindowMaker:
             done = self._source.progress(positions[0])
         if following.cleaner is not None:
             np.save(folder / f"{_CLEANER}.npy", np.frombuffer(following.cleaner, np.uint8))
+        notes = pipeline.take_notes()
+        for told in cleaner.notes if cleaner is not None else []:
+            notes.add(told, f"in window {place.window + 1}")
         facts |= {
             **found,
-            "notes": pipeline.take_notes().to_json(),
+            "notes": notes.to_json(),
             "next": following.to_json(),
             "done": done,
         }
@@ -215,6 +218,7 @@ class Windows:
         """Ends the processes, and removes what is not kept."""
         if self._worker is not None:
             self._worker.close()
+            cache.remove_partials(self.folder / self.key, self._worker.process.pid)
         if self._maker is not None:
             self._maker.close()
         self._worker = self._maker = self._asked = None
