@@ -170,6 +170,7 @@ def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
         ("a.jsonl", b'[{"a": 1}, {"a": 2}]', r"a\.jsonl:1 holds a whole list of 2 rows"),
         ("a.jsonl", b'{\n  "a": 1\n}\n{\n "a": 2\n}', r"a\.jsonl:1 begins JSON with objects over several"),
         ("a.jsonl", gzip.compress(b"{}"), r"a\.jsonl is gzip data; let its name end with \.gz"),
+        ("a.txt", b'\n{"text": "one"}\n{}', r"a\.txt:2 holds JSON lines; let its name end with \.jsonl"),
         ("a.jsonl", b"PAR1 and so on", r"a\.jsonl is a parquet file"),
         ("a.csv", b"PK\x03\x04 a sheet", r"a\.csv is a zip archive or an office document"),
         (

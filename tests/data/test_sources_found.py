@@ -53,6 +53,13 @@ def test_a_folder_of_texts(tmp_path: Path) -> None:
     assert names(found(tmp_path), tmp_path) == ["a.txt", "b.txt"]
 
 
+def test_refused_rows_beside_converted_ones_are_left_out_with_a_note(tmp_path: Path) -> None:
+    put(tmp_path, "a.jsonl", "a.refused.jsonl")
+    source = found(tmp_path)
+    assert names(source, tmp_path) == ["a.jsonl"]
+    assert any("not read" in note and "a.refused.jsonl" in note for note in source.notes)
+
+
 def test_a_saved_table_of_the_datasets_library(tmp_path: Path) -> None:
     put(tmp_path, "data-00000-of-00001.arrow", "state.json", "dataset_info.json", "cache-0123.arrow")
     assert names(found(tmp_path), tmp_path) == ["data-00000-of-00001.arrow"]

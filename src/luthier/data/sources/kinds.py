@@ -16,6 +16,8 @@ KINDS = {
 _TABLES = ("parquet", "arrow")
 _TEXTS = [("text", packed) for packed in ("", *PACKED)]
 _NOT_ROWS = ("dataset_info.json", "dataset_infos.json", "dataset_dict.json")
+REFUSED = ".refused.jsonl"
+"""How names of files end that hold rows which could not be converted."""
 _ABOUT = ("readme", "license", "licence", "notice", "changelog", "citation", "requirements", "contributing")
 
 
@@ -57,12 +59,14 @@ def choose_rows(names: list[str]) -> tuple[list[str], list[str]]:
     """Which files of a folder hold rows, and which others a person may have expected to be read.
 
     Text files count only where there is no other kind: next to other data they are notes about it. What the
-    hub's tools write about a data set, and texts called README or LICENSE, never count.
+    hub's tools write about a data set, and texts called README or LICENSE, never count; nor do the refused rows
+    that `luthier data convert` puts beside its output.
     """
     kinds = {name: kind_of(name) for name in names}
     saved = any(kind == ("arrow", "") for kind in kinds.values())
     about = {name for name in names if _is_about(name, kinds[name], saved)}
-    known = [name for name in names if kinds[name] is not None and name not in about]
+    refused = {name for name in names if name.lower().endswith(REFUSED)}
+    known = [name for name in names if kinds[name] is not None and name not in about | refused]
     chosen = [name for name in known if kinds[name] not in _TEXTS] or known
     return chosen, [name for name in names if name not in {*chosen, *about}]
 

@@ -101,13 +101,17 @@ def read_text_lines(stream: Iterable[bytes], name: str, at: int, line: int) -> I
     """One text a line, as the column `text`; lines of white space are no rows.
 
     Raises:
-        DataError: if the text is not UTF-8.
+        DataError: if the text is not UTF-8, or its first line is a JSON object.
     """
+    first = at == 0
     for raw in stream:
         line += 1
         text = decoded(raw, name, at).removesuffix("\n").removesuffix("\r")
         at += len(raw)
         if text and not text.isspace():
+            if first and text.lstrip().startswith("{") and _parse_line(text.strip())[0] is not None:
+                raise DataError(f"{name}:{line} holds JSON lines; let its name end with .jsonl")
+            first = False
             yield line, {"text": text}, None, at, 0, line
 
 
