@@ -79,6 +79,19 @@ def test_patterns(tmp_path: Path, pattern: str, expected: list[str]) -> None:
     assert names(found(tmp_path / pattern), tmp_path) == expected
 
 
+@pytest.mark.parametrize("pattern", ["*.jsonl", "."])
+def test_test_files_that_are_read_with_others_are_told(tmp_path: Path, pattern: str) -> None:
+    put(tmp_path, "a.jsonl", "test.jsonl")
+    source = found(tmp_path / pattern)
+    assert names(source, tmp_path) == ["a.jsonl", "test.jsonl"]
+    assert any(
+        "names speak of test or validation and are read with the others: test.jsonl" in one
+        for one in source.notes
+    )
+    (tmp_path / "test.jsonl").unlink()
+    assert found(tmp_path / pattern).notes == ()
+
+
 def test_a_file_whose_name_looks_like_a_pattern(tmp_path: Path) -> None:
     put(tmp_path, "a[1].jsonl")
     assert names(found(tmp_path / "a[1].jsonl"), tmp_path) == ["a[1].jsonl"]
@@ -141,7 +154,7 @@ def test_splits_by_name(tmp_path: Path, files: list[str], split: str | None, exp
     put(tmp_path, *files)
     source = found(tmp_path, split=split)
     assert names(source, tmp_path) == (files if expected == "all" else expected)
-    assert len(source.notes) == (split is None and "train.jsonl" in files)
+    assert len(source.notes) == (split is None and bool({"train.jsonl", "test.jsonl"} & {*files}))
 
 
 def test_a_file_named_alone_is_what_is_meant(tmp_path: Path) -> None:

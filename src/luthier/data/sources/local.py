@@ -97,15 +97,23 @@ def _folder(folder: Path, given: str, split: str | None) -> Found:
 def _training_files(names: list[str], given: str, notes: list[str]) -> list[str]:
     """All files, but where some are called train and others test or validation, not the latter."""
     found = {name: splits.split_of(name) for name in names}
-    if "train" not in found.values():
-        return names
     held_out = [name for name in names if found[name] in ("test", "validation")]
+    if "train" not in found.values():
+        notes += _read_too(held_out, names, given)
+        return names
     if held_out:
         notes.append(
             f"{given}: not read, because their names speak of another split than train: {_some(held_out)}; "
             "name them in data.eval_path, or one by one to train on them too"
         )
     return [name for name in names if name not in held_out]
+
+
+def _read_too(held_out: list[str], names: list[str], given: str) -> list[str]:
+    """A note, if some files that are called test or validation are read like the others."""
+    if not 0 < len(held_out) < len(names):
+        return []
+    return [f"{given}: names speak of test or validation and are read with the others: {_some(held_out)}"]
 
 
 def _walk(folder: Path) -> Iterator[str]:
@@ -152,6 +160,11 @@ def _pattern(given: str, split: str | None) -> Found:
             f"the pattern {given} matches no data files ({', '.join(DATA_SUFFIXES)}): {_some(others)}"
         )
     notes = [f"{given}: not read, because they are no data files: {_some(others)}"] if others else []
+    if split is None:
+        held_out = [
+            Path(name).name for name in rows if splits.split_of(Path(name).name) in ("test", "validation")
+        ]
+        notes += _read_too(held_out, rows, given)
     return Found(_of_split([_file(name) for name in rows], split, given), notes)
 
 
