@@ -195,7 +195,7 @@ def test_a_file_with_the_mark_in_its_name_is_a_file(tmp_path: Path) -> None:
 def test_an_axolotl_file_in_the_place_of_a_file(tmp_path: Path) -> None:
     file = tmp_path / "run.yml"
     entries = [
-        {"path": "a/b", "type": "alpaca"},
+        {"path": "a/b", "type": "alpaca", "roles_to_train": ["gpt", "user"]},
         {"path": "x.jsonl", "type": None, "roles_to_train": ["gpt", "user"]},
     ]
     file.write_text(yaml.safe_dump({"base_model": "m", "datasets": entries}))

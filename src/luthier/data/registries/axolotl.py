@@ -1,8 +1,9 @@
 """Axolotl's `datasets:` entries, each as a data set. A key that is null counts as absent, as there."""
 
 import difflib
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,13 +76,34 @@ def axolotl_sets(entries: Any, rl: str | None = None) -> Registered:
         entries = [entries]
     if not isinstance(entries, list):
         raise DataError("Axolotl's datasets must be a list of entries, each with a `path`")
-    result = Registered()
+    result, settings = Registered(), []
     for number, entry in enumerate(entries):
         given = {"path": entry} if isinstance(entry, str) else entry
         if not isinstance(given, Mapping):
             raise DataError(f"datasets[{number}] is no entry with a `path`")
-        result.extend(_Entry(number, {k: v for k, v in given.items() if v is not None}, rl).registered())
+        found = _Entry(number, {k: v for k, v in given.items() if v is not None}, rl).registered()
+        settings.append(found.settings)
+        result.extend(found)
+    _settle(result, settings, entries)
     return result
+
+
+def _settle(result: Registered, settings: Sequence[dict[str, Any]], entries: Sequence[Any]) -> None:
+    """Takes out settings that hold for all data and are not the same for every entry."""
+    usual = {"learn": ["assistant"], "template_args": {}}
+    keys = {"learn": "roles_to_train", "template_args": "chat_template_kwargs"}
+    for name in [name for name in usual if name in result.settings]:
+        values = [own.get(name, usual[name]) for own in settings]
+        if any(value != values[0] for value in values):
+            del result.settings[name]
+            shown = "; ".join(
+                f"{entry if isinstance(entry, str) else entry['path']}: {json.dumps(value)}"
+                for entry, value in zip(entries, values, strict=True)
+            )
+            result.missing.append(
+                f"{keys[name]} has no counterpart where data sets differ in it ({shown}); data.{name} holds for all "
+                "data, so train on them one after another, or mark messages with `train`"
+            )
 
 
 class _Entry:
@@ -200,12 +222,34 @@ class _Entry:
                 result[role] = ",".join(own)
         return result
 
+    def _roles_named(self, names: Any) -> list[str]:
+        """Our names of these roles, which may be those that the entry's own `roles` give them."""
+        if not isinstance(names, list):
+            raise DataError(f"{self.where}: `roles_to_train` must be a list of names of roles")
+        own = {n.strip(): role for role, several in self._own_roles().items() for n in several}
+        ours = [own.get(str(n)) or SHAREGPT_ROLES.get(str(n).lower(), str(n)) for n in names]
+        return list(dict.fromkeys(ours))
+
+    def _own_roles(self) -> dict[str, list[str]]:
+        roles = self.given.get("roles")
+        lists = (
+            {role: [n] if isinstance(n, str) else n for role, n in roles.items()}
+            if isinstance(roles, Mapping)
+            else {}
+        )
+        return {role: [*map(str, n)] for role, n in lists.items() if role in ROLES and isinstance(n, list)}
+
     def _learned(self) -> None:
         """What is learned is said once for all data."""
         train = self.given.get("roles_to_train")
         if train is not None:
-            names = [SHAREGPT_ROLES.get(str(name).lower(), str(name)) for name in train]
-            if not set(names) <= set(ROLES):
+            names = self._roles_named([train] if isinstance(train, str) else train)
+            if not names:
+                self.found.missing.append(
+                    f"{self.where}: roles_to_train: no role is named, so nothing but what messages mark would be "
+                    "learned; here answers are learned unless a message says `train: false`"
+                )
+            elif not set(names) <= set(ROLES):
                 self.found.missing.append(
                     f"{self.where}: roles_to_train: only roles can be learned, not {names}"
                 )

@@ -4,6 +4,7 @@ Where an entry names `columns`, its other columns are not read, as there.
 """
 
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ def _registered(name: str, given: dict[str, Any], folder: Path) -> Registered:
             near = difflib.get_close_matches(key, (*_SOURCES, *_OPTIONS), 1)
             hint = f"; did you mean {near[0]}?" if near else ""
             found.missing.append(f"{name}: `{key}` is no option of LLaMA-Factory{hint}")
+    _check_types(name, entry)
     columns = _checked(name, entry, "columns", _COLUMNS)
     tags = _checked(name, entry, "tags", (*_FIELD_TAGS, *_ROLE_TAGS))
     format, mapped = _format(name, entry, columns)
@@ -83,6 +85,15 @@ def _registered(name: str, given: dict[str, Any], folder: Path) -> Registered:
     return found
 
 
+def _check_types(name: str, entry: dict[str, Any]) -> None:
+    """Raises DataError for an option whose value is of another kind than its name says."""
+    for key in (*_SOURCES, "formatting", "subset", "split", "folder"):
+        if not isinstance(entry.get(key, ""), str):
+            raise DataError(f"data set {name}: `{key}` is {json.dumps(entry[key])}, not text")
+    if not isinstance(entry.get("ranking", False), bool):
+        raise DataError(f"data set {name}: `ranking` is {json.dumps(entry['ranking'])}; write true or false")
+
+
 def _checked(name: str, entry: dict[str, Any], key: str, known: Sequence[str]) -> dict[str, str] | None:
     """The object `columns` or `tags` without nulls."""
     values = entry.get(key)
@@ -97,7 +108,13 @@ def _checked(name: str, entry: dict[str, Any], key: str, known: Sequence[str]) -
             raise DataError(f"data set {name}: `{key}` has the unknown name {own}; {hint}")
         if not isinstance(value, str | None):
             raise DataError(f"data set {name}: `{key}.{own}` must be the name of a column")
-    return {own: value for own, value in values.items() if value}
+    names = {own: value for own, value in values.items() if value}
+    for own, value in names.items():
+        if key == "columns" and (other := next(o for o, v in names.items() if v == value)) != own:
+            raise DataError(
+                f"data set {name}: `columns.{other}` and `columns.{own}` are both {value!r}; a column has one meaning"
+            )
+    return names
 
 
 def _path(name: str, entry: dict[str, Any], folder: Path) -> str:
