@@ -201,7 +201,9 @@ def test_a_broken_row_is_named_with_its_place_and_field(broken: Any, field: str,
     file = broken_third(tmp_path, broken)
     said, ledger = complaint(file)
     assert said.startswith(f"{file}:3: ") and re.search(field, said), said
-    assert (ledger.kept, ledger.dropped) == (4, 1) and next(iter(ledger.examples.values()))[0][0] == f"{file}:3"
+    assert (ledger.kept, ledger.dropped) == (4, 1) and next(iter(ledger.examples.values()))[0][
+        0
+    ] == f"{file}:3"
 
 
 def test_every_kind_has_words_of_its_own(tmp_path: Path) -> None:

@@ -84,12 +84,12 @@ def axolotl_sets(entries: Any, rl: str | None = None) -> Registered:
         found = _Entry(number, {k: v for k, v in given.items() if v is not None}, rl).registered()
         settings.append(found.settings)
         result.extend(found)
-    _settle(result, settings, entries)
+    settle(result, settings, entries)
     return result
 
 
-def _settle(result: Registered, settings: Sequence[dict[str, Any]], entries: Sequence[Any]) -> None:
-    """Takes out settings that hold for all data and are not the same for every entry."""
+def settle(result: Registered, settings: Sequence[dict[str, Any]], entries: Sequence[Any]) -> None:
+    """Takes out settings that hold for all data and are not the same for every entry; `settings` are those of each."""
     usual = {"learn": ["assistant"], "template_args": {}}
     keys = {"learn": "roles_to_train", "template_args": "chat_template_kwargs"}
     for name in [name for name in usual if name in result.settings]:

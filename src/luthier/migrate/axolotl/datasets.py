@@ -17,6 +17,8 @@ def read_sets(draft: Draft, key: str) -> tuple[list[dict[str, Any]], dict[str, A
     What becomes of the entries' own keys goes to the findings; an entry whose rows cannot be read blocks.
     """
     from luthier.data.registries import axolotl_sets
+    from luthier.data.registries.axolotl import settle
+    from luthier.data.registries.registered import Registered
 
     entries = draft.given.get(key)
     if isinstance(entries, str):
@@ -26,7 +28,9 @@ def read_sets(draft: Draft, key: str) -> tuple[list[dict[str, Any]], dict[str, A
     if not isinstance(entries, list):
         raise Misread("must be a list of data sets, such as `- {path: …, type: …}`")
     method = draft.given.get("rl")
-    sets, settings = [], {}
+    everything = Registered()
+    settings: list[dict[str, Any]] = []
+    used: list[dict[str, Any]] = []
     for number, entry in enumerate(entries):
         given: dict[str, Any] = {"path": entry} if isinstance(entry, str) else section(entry)
         place = f"{key}.{number}"
@@ -37,12 +41,17 @@ def read_sets(draft: Draft, key: str) -> tuple[list[dict[str, Any]], dict[str, A
         except DataError as error:
             draft.block(place, _plain(str(error)))
             continue
-        sets += [one.model_dump(exclude_unset=True) for one in found.sets]
-        settings |= found.settings
+        everything.extend(found)
+        settings.append(found.settings)
+        used.append(given)
         draft.find(place, Kind.MAPPED, "", "data.sets")
         _tell(draft, place, given, found.notes, Kind.NOTED)
         _tell(draft, place, given, found.missing, Kind.NONE)
-    return sets, settings
+    everything.missing = []
+    settle(everything, settings, used)  # what holds for all data, and differs from set to set
+    for text in everything.missing:
+        draft.none(key, text)
+    return [one.model_dump(exclude_unset=True) for one in everything.sets], everything.settings
 
 
 def _tell(draft: Draft, place: str, entry: dict[str, Any], texts: list[str], kind: Kind) -> None:

@@ -8,7 +8,7 @@ from luthier.migrate.findings import Kind
 from luthier.migrate.methods import put_method, put_option
 from luthier.migrate.names import put_output
 from luthier.migrate.optimizers import put_optimizer
-from luthier.migrate.readers import Misread, is_off, number, numbers, real, switch, text, whole
+from luthier.migrate.readers import Misread, is_off, number, numbers, real, section, switch, text, whole
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
 from luthier.migrate.schedules import Warmup, put_schedule
 from luthier.migrate.torchtune.data import put_data, put_evaluation
@@ -201,7 +201,7 @@ def _put_optimizer(draft: Draft) -> None:
 
 
 def _put_schedule(draft: Draft) -> None:
-    options = draft.given.get("lr_scheduler")
+    options = draft.get("lr_scheduler", section)
     if not isinstance(options, dict):
         draft.put("schedule.name", "constant", "torchtune changes no learning rate here")
         draft.put("schedule.warmup_steps", 0)
