@@ -32,15 +32,22 @@ def gradient_of(method: str, split: list[list[Example]], lora: bool) -> dict[str
     return {name: before[name] - after for name, after in trained_weights(trainer).items()}
 
 
+def rounding(weight: torch.Tensor) -> float:
+    """How far the difference of a weight from its updated self may be off, since both are rounded to fp32."""
+    return 2 * 2**-24 * float(weight.norm())
+
+
 @pytest.mark.parametrize("method", method_names())
 @pytest.mark.parametrize("lora", [True, False])
 def test_any_split_into_micro_batches_gives_the_same_gradient(method: str, lora: bool) -> None:
     rows = arranged_rows(method, 9)
     whole = gradient_of(method, [rows], lora)
     assert max(float(g.norm()) for g in whole.values()) > 1e-3
+    weights = trained_weights(make_trainer(method=method, lora=lora))
     for split in ([rows[:5], rows[5:]], [[row] for row in rows], [rows[7:], rows[:1], rows[1:7]]):
         for name, gradient in gradient_of(method, split, lora).items():
-            assert float((gradient - whole[name]).norm()) <= 1e-5 * float(whole[name].norm()) + 1e-9, name
+            allowed = 1e-5 * float(whole[name].norm()) + 1e-9 + rounding(weights[name])
+            assert float((gradient - whole[name]).norm()) <= allowed, name
 
 
 @pytest.mark.parametrize("packs", ["even", "uneven"])
