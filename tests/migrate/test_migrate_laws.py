@@ -7,13 +7,13 @@ from difflib import SequenceMatcher
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from migrate_parts import SMALL, TABLES, imported, small
 
 from luthier.config.load import config_from_dict, load_config
 from luthier.errors import ConfigError
 from luthier.migrate.findings import Imported, Kind
 from luthier.migrate.tools import Refused
 from luthier.migrate.written import written
+from migrate_parts import SMALL, TABLES, imported, small
 
 TOOLS = sorted(SMALL)
 FIXED = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
