@@ -23,27 +23,19 @@ class Draws:
         """The number at a place, counted from 0."""
         block, place = divmod(number, _BLOCK)
         if block != self._block:
-            self._values = np.random.default_rng([*self._key, block]).random(_BLOCK).tolist()
+            self._values = self._drawn(np.random.default_rng([*self._key, block])).tolist()
             self._block = block
         return self._values[place]
 
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.random(_BLOCK)
 
-class Phases:
+
+class Phases(Draws):
     """Like `Draws`, but spread evenly: of every 4096 in a row, about as many lie in each interval as it is wide."""
 
-    def __init__(self, *key: int):
-        self._key = key
-        self._block = -1
-        self._values: list[float] = []
-
-    def __call__(self, number: int) -> float:
-        """The number at a place, counted from 0."""
-        block, place = divmod(number, _BLOCK)
-        if block != self._block:
-            rng = np.random.default_rng([*self._key, block])
-            self._values = ((rng.permutation(_BLOCK) + rng.random()) / _BLOCK).tolist()
-            self._block = block
-        return self._values[place]
+    def _drawn(self, rng: np.random.Generator) -> np.ndarray:
+        return (rng.permutation(_BLOCK) + rng.random()) / _BLOCK
 
 
 class SetDraws:

@@ -28,25 +28,13 @@ def needless(reason: str) -> Rule:
 def absent(reason: str, *off: Any) -> Rule:
     """Has no counterpart, unless it is switched off or has one of the values in `off`."""
 
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_off(value) or _among(value, off):
-            draft.needless(key, "is switched off")
-        else:
-            draft.none(key, reason)
-
-    return rule
+    return _unless_off(lambda draft, key: draft.none(key, reason), off)
 
 
 def blocks(reason: str, *off: Any) -> Rule:
     """Keeps the file from being imported, unless it is switched off or has one of the values in `off`."""
 
-    def rule(draft: Draft, key: str, value: Any) -> None:
-        if is_off(value) or _among(value, off):
-            draft.needless(key, "is switched off")
-        else:
-            draft.block(key, reason)
-
-    return rule
+    return _unless_off(lambda draft, key: draft.block(key, reason), off)
 
 
 def option_of(switch: str, reason: str, *off: Any) -> Rule:
@@ -55,13 +43,25 @@ def option_of(switch: str, reason: str, *off: Any) -> Rule:
     `off`: values that need nothing either.
     """
 
+    where_on = absent(reason, *off)
+
     def rule(draft: Draft, key: str, value: Any) -> None:
         if is_off(draft.given.get(switch)):
             draft.needless(key, f"has no effect without {switch}")
-        elif is_off(value) or _among(value, off):
+        else:
+            where_on(draft, key, value)
+
+    return rule
+
+
+def _unless_off(tell: Callable[[Draft, str], None], off: tuple[Any, ...]) -> Rule:
+    """Tells about a key, unless it is switched off or has one of the values in `off`."""
+
+    def rule(draft: Draft, key: str, value: Any) -> None:
+        if is_off(value) or _among(value, off):
             draft.needless(key, "is switched off")
         else:
-            draft.none(key, reason)
+            tell(draft, key)
 
     return rule
 

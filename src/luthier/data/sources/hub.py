@@ -8,7 +8,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from luthier.config.paths import DATA_SUFFIXES
 from luthier.data.sources import splits
@@ -223,15 +223,16 @@ def _cached(repo: str, revision: str | None, why: str) -> _Listing:
 
 def _known_tree(repo: str, commit: str) -> list[str]:
     """The names of all files at a commit, where an earlier download has noted them."""
-    import huggingface_hub
-
-    tree: Any = getattr(huggingface_hub, "get_cached_repo_tree", None)
-    if tree is None:
+    try:
+        from huggingface_hub import get_cached_repo_tree
+        from huggingface_hub.errors import CachedRepoTreeNotFoundError
+    except ImportError:  # a version that notes no trees
         return []
     try:
-        return [file.path for file in tree(repo, repo_type="dataset", revision=commit)]
-    except Exception:
+        tree = get_cached_repo_tree(repo, repo_type="dataset", revision=commit)
+    except CachedRepoTreeNotFoundError:
         return []
+    return [file.path for file in tree]
 
 
 def _fetch(repo: str, path: str, commit: str, offline: bool) -> str:

@@ -6,7 +6,8 @@ from typing import Any
 from luthier.migrate.axolotl.datasets import read_sets
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
-from luthier.migrate.readers import Misread, is_off, names, number, section, switch, text, whole
+from luthier.migrate.held_out import put_held_out_size
+from luthier.migrate.readers import Misread, is_off, names, section, switch, text, whole
 
 _OWN = "the model's own chat template is used; if it has none, give data.template a Jinja file"
 
@@ -83,15 +84,7 @@ def _put_held_out(draft: Draft) -> None:
         if tests:
             paths = [entry["path"] for entry in tests]
             draft.put("data.eval_path", paths[0] if len(paths) == 1 else paths)
-    size = draft.get("val_set_size", number, 0)
-    if "val_set_size" not in draft.given:
-        return
-    if tests or size == 0:
-        draft.needless("val_set_size", "has no effect beside test_datasets" if tests else "is off")
-    elif size >= 1:
-        draft.map("val_set_size", "data.eval_rows", draft.get("val_set_size", whole, 0))
-    else:
-        draft.map("val_set_size", "data.eval_fraction", float(size))
+    put_held_out_size(draft, "val_set_size", "test_datasets", has_sets=bool(tests))
 
 
 def _put_overlong(draft: Draft) -> None:

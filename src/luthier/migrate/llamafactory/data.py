@@ -7,7 +7,8 @@ from typing import Any
 from luthier.config.words import did_you_mean
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
-from luthier.migrate.readers import is_off, names, number, numbers, switch, text, whole
+from luthier.migrate.held_out import put_held_out_size
+from luthier.migrate.readers import is_off, names, numbers, switch, text, whole
 
 _MIXES = {
     "concat": "concat",
@@ -148,15 +149,7 @@ def _put_held_out(draft: Draft) -> None:
         draft.map("eval_dataset", "data.eval_path", _one([_path(draft, name) for name in chosen]))
     elif "eval_dataset" in draft.given:
         draft.needless("eval_dataset", "is empty")
-    size = draft.get("val_size", number, 0)
-    if "val_size" not in draft.given:
-        return
-    if chosen or size == 0:
-        draft.needless("val_size", "has no effect beside eval_dataset" if chosen else "is off")
-    elif size >= 1:
-        draft.map("val_size", "data.eval_rows", draft.get("val_size", whole, 0))
-    else:
-        draft.map("val_size", "data.eval_fraction", float(size))
+    put_held_out_size(draft, "val_size", "eval_dataset", has_sets=bool(chosen))
 
 
 def _put_masks(draft: Draft) -> None:
