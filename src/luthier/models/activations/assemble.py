@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
-from luthier.kernels.logprob import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
+from luthier.kernels.head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
 from luthier.models.activations.gauge import Gauge, GpuGauge, HostGauge
 from luthier.models.activations.offload import HostStore
 from luthier.models.activations.plain import plannable_layers
