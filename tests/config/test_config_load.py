@@ -79,7 +79,7 @@ def test_all_faults_are_reported_at_once_with_their_lines(tmp_path):
         'run.yaml:14: schedule.name is "cosin"; expected one of constant, linear, cosine, wsd; '
         "did you mean cosine?",
         'run.yaml:15: offline is "yes" (text); expected true or false; write true',
-        "run.yaml:16: checkpoint is 5 (a number); expected a section with keys (every, keep)",
+        "run.yaml:16: checkpoint is 5 (a number); expected a section with keys (every, keep, start)",
         "run.yaml:18: seed is given twice, first in line 17; keep one of them",
         "run.yaml:18: seed is -2; expected a whole number of at least 0",
         f'run.yaml:19: run.name is "a/b"; expected {FOLDER}',

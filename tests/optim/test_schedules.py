@@ -36,3 +36,17 @@ def test_values_by_hand() -> None:
     wsd = Schedule("wsd", 100, 10, decay_ratio=0.2)
     assert wsd(9) == 1 and wsd(80) == pytest.approx(1) and wsd(90) == pytest.approx(0.5)
     assert wsd(99) == pytest.approx(0.05)
+
+
+def test_the_decay_of_wsd_by_steps_and_by_its_square_root() -> None:
+    straight = Schedule("wsd", 100, 10, decay_steps=20)
+    bent = Schedule("wsd", 100, 10, decay_steps=20, decay_shape="1-sqrt")
+    assert [straight(step) for step in (80, 90, 99)] == pytest.approx([1, 0.5, 0.05])
+    assert [bent(step) for step in (80, 85, 99)] == pytest.approx([1, 0.5, 1 - math.sqrt(0.95)])
+    assert bent(79) == straight(79) == 1 and bent(100) == straight(100) == pytest.approx(0)
+
+
+@given(st.integers(40, 400), st.integers(40, 400), st.floats(0, 0.5))
+def test_the_stable_phase_of_wsd_does_not_know_how_long_it_is(one: int, other: int, floor: float) -> None:
+    first, second = (Schedule("wsd", total, 5, floor, decay_steps=10) for total in (one, other))
+    assert all(first(step) == second(step) for step in range(min(one, other) - 10))

@@ -14,8 +14,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from luthier.config.data_section import DataSection
 from luthier.config.forms import KeysAlone, Shorthand
+from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
-from luthier.config.section import Fraction, Positive, Section, Text
+from luthier.config.section import Positive, Section, Text
 
 
 class ModelSection(Section):
@@ -107,68 +108,18 @@ class LoraSection(Section):
         return self
 
 
-class OptimSection(Section):
-    """How weights are updated. Further keys are the optimizer's own (`luthier schema` lists them)."""
-
-    model_config = ConfigDict(extra="allow")
-
-    name: Text = "adamw"
-    """Name of a file in `optim/`."""
-
-    lr: Annotated[float, Field(ge=0)] | None = None
-    """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """The optimizer's own keys."""
-        return dict(self.model_extra or {})
-
-
-class ScheduleSection(Section):
-    """How the learning rate moves. `schedule: cosine` is short for `schedule: {name: cosine}`."""
-
-    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
-    """constant, linear or cosine decay, or warm-up, stable, decay (wsd)."""
-
-    warmup_steps: Annotated[int, Field(ge=0)] | None = None
-    """Steps of linear warm-up; instead of `warmup_ratio`."""
-
-    warmup_ratio: Fraction | None = None
-    """Share of all steps that is warm-up. Absent, with no `warmup_steps`: 0.03."""
-
-    min_ratio: Fraction = 0.0
-    """The learning rate ends at this share of its peak."""
-
-    decay_ratio: Annotated[float, Field(gt=0, le=1)] = 0.2
-    """wsd only: share of all steps that decays."""
-
-    @model_validator(mode="after")
-    def _one_warmup(self) -> Self:
-        if self.warmup_steps is not None and self.warmup_ratio is not None:
-            text = "schedule.warmup_steps and schedule.warmup_ratio are both given; keep one of them"
-            raise impossible(Problem("schedule.warmup_steps", text))
-        return self
-
-    @model_validator(mode="after")
-    def _phases_fit(self) -> Self:
-        warmup = self.warmup_ratio or 0.0
-        if self.name == "wsd" and warmup + self.decay_ratio > 1.0:
-            text = (
-                f"schedule.warmup_ratio is {warmup:g} and schedule.decay_ratio is {self.decay_ratio:g}; "
-                "together they are more than the whole run; lower one of them"
-            )
-            raise impossible(Problem("schedule.decay_ratio", text))
-        return self
-
-
 class TrainSection(Section):
     """How long and in which portions."""
 
     epochs: Annotated[float, Field(gt=0)] = 1.0
-    """Passes over the data, unless `steps` is given."""
+    """Passes over the data, unless `steps` or `max_tokens` is given."""
 
     steps: Positive | None = None
     """Optimizer steps; data is repeated as often as they need."""
+
+    max_tokens: Positive | None = None
+    """Instead of `steps`: tokens to train on in all. The learning rate follows them, and the run ends with the step
+    that reaches them."""
 
     tokens_per_step: Positive = 16384
     """Tokens that one update learns from, over all ranks together."""
@@ -184,6 +135,13 @@ class TrainSection(Section):
     """CPU threads. Absent: all cores."""
 
     @model_validator(mode="after")
+    def _one_length(self) -> Self:
+        if self.steps is not None and self.max_tokens is not None:
+            text = "train.steps and train.max_tokens are both given; keep one of them"
+            raise impossible(Problem("train.max_tokens", text))
+        return self
+
+    @model_validator(mode="after")
     def _micro_fits(self) -> Self:
         if (self.tokens_per_micro_batch or 0) > self.tokens_per_step:
             text = (
@@ -197,6 +155,13 @@ class TrainSection(Section):
     def micro_tokens(self) -> int:
         """Tokens in one micro-batch, with the default resolved."""
         return self.tokens_per_micro_batch or min(4096, self.tokens_per_step)
+
+    @property
+    def planned_steps(self) -> int | None:
+        """Optimizer steps that are asked for; for a number of tokens, of full steps. None: so many epochs are."""
+        if self.max_tokens is not None:
+            return -(-self.max_tokens // self.tokens_per_step)
+        return self.steps
 
 
 class MemorySection(Section):
@@ -251,6 +216,10 @@ class CheckpointSection(Section):
     keep: Positive = 2
     """How many of the newest are kept; the best one, if evaluated, is kept besides."""
 
+    start: Text | None = None
+    """Begin where another run stood: the folder of one of its checkpoints, or of the run for the newest. Weights,
+    optimizer and position in the data are taken over; steps and tokens are counted on."""
+
 
 FolderName = Annotated[
     str,
@@ -293,13 +262,25 @@ def disagreements(
             "raise train.tokens_per_micro_batch or lower data.max_length"
         )
         problems.append(Problem("data.max_length", text))
-    if schedule and train and train.steps and (schedule.warmup_steps or 0) > train.steps:
-        text = (
-            f"schedule.warmup_steps is {schedule.warmup_steps}, but the run ends after the {train.steps} of "
-            "train.steps; lower it or raise train.steps"
-        )
-        problems.append(Problem("schedule.warmup_steps", text))
+    if schedule and train and train.planned_steps:
+        problems += _phases_beyond(schedule, train, train.planned_steps)
     return problems
+
+
+def _phases_beyond(schedule: ScheduleSection, train: TrainSection, steps: int) -> list[Problem]:
+    """Phases of the schedule that are longer than the run."""
+    warmup = schedule.warmup_steps or 0
+    decay = (schedule.decay_steps or 0) if schedule.name == "wsd" else 0
+    ends = f"the run ends after the {steps} of train.steps; lower it or raise train.steps"
+    if train.max_tokens is not None:
+        ends = f"train.max_tokens are {steps} steps; lower it or raise train.max_tokens"
+    if warmup > steps:
+        text = f"schedule.warmup_steps is {warmup}, but {ends}"
+        return [Problem("schedule.warmup_steps", text)]
+    if warmup + decay > steps:
+        text = f"schedule.decay_steps is {decay}, after {warmup} of warm-up, but {ends}"
+        return [Problem("schedule.decay_steps", text)]
+    return []
 
 
 class Config(Section):

@@ -64,6 +64,7 @@ class Steps:
         self.packs_per_step = max(1, tokens_per_step // micro_tokens)
         self.sharing, self.cost = sharing, cost
         self.shape: FixedShape | None = None
+        self.first_step = 0  # the one that has the first rows
 
     def shuffled_packs(self, lengths: NDArray[np.int64], *draws: int) -> tuple[Packs, NDArray[np.int64]]:
         """Rows of these lengths as packs, and the order of these, both as the seed and `draws` say."""
@@ -115,11 +116,16 @@ class StepSource(Steps):
         return total_steps
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint needs to go on from here: nothing, the step says it all."""
-        return {}
+        """What a checkpoint needs to go on from here: nothing, the step says it all, if the rows began with it."""
+        return {"first_step": self.first_step} if self.first_step else {}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from where `state` was taken."""
+        self.first_step = state["first_step"]
+
+    def begin_at(self, step: int) -> None:
+        """Gives the first rows to this step."""
+        self.first_step = step
 
     def close(self) -> None:
         """Lets go of what belongs to it."""
@@ -137,7 +143,7 @@ class StepSource(Steps):
 
     def step(self, step: int) -> list[Batch]:
         """The micro-batches of one step that fall to this rank; possibly none."""
-        epoch, within = divmod(step, self.steps_per_epoch)
+        epoch, within = divmod(step - self.first_step, self.steps_per_epoch)
         start = within * self.packs_per_step
         packs, order = self._packs(epoch)
         packs = [packs[int(number)] for number in order[start : start + self.packs_per_step]]

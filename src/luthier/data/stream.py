@@ -156,6 +156,11 @@ class StreamSource(Steps):
         self._counted, self._done = state["counted"], state["done"]
         self.ledger, self.notes = Ledger.from_json(state["ledger"]), Notes.from_json(state["notes"])
 
+    def begin_at(self, step: int) -> None:
+        """Gives the first rows to this step. Only a run of so many steps, not of epochs, can begin elsewhere."""
+        assert self.epochs is None, "how many steps epochs take is counted from the first"
+        self._step = step
+
     def close(self) -> None:
         """Ends what works ahead."""
         self._window = self._before = self._packs = None

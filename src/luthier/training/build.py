@@ -141,7 +141,7 @@ def build_trainer(
         data = replace(data, train=method.arrange(data.train, config.train.micro_tokens))
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     source = _source(config, data, policy, cluster, micro_tokens)
-    total_steps = source.total_steps(config.train.epochs, config.train.steps)
+    total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
     trainer = Trainer(
         policy,
         method,
@@ -150,6 +150,7 @@ def build_trainer(
         _schedule(config, total_steps),
         cluster,
         max_grad_norm=config.train.max_grad_norm,
+        max_tokens=config.train.max_tokens,
     )
     _plan(config, trainer, say if cluster.is_main else lambda line: None)
     return trainer, notes
@@ -172,7 +173,7 @@ def _source(
         return StepSource(data.train, **options)
     return StreamSource(
         data.stream,
-        epochs=None if config.train.steps else config.train.epochs,
+        epochs=None if config.train.planned_steps else config.train.epochs,
         max_drop_fraction=config.data.max_drop_fraction,
         **options,
     )
@@ -318,4 +319,12 @@ def _schedule(config: Config, total_steps: int) -> Schedule:
             f"schedule.warmup_steps is {warmup}, but the run has only {total_steps} steps, so the learning rate "
             "would never reach its peak. Lower it, or train longer."
         )
-    return Schedule(section.name, total_steps, warmup, section.min_ratio, section.decay_ratio)
+    return Schedule(
+        section.name,
+        total_steps,
+        warmup,
+        section.min_ratio,
+        section.decay_ratio or 0.2,
+        section.decay_steps,
+        section.decay_shape,
+    )

@@ -39,6 +39,7 @@ def save_checkpoint(
             _save_weights(trainer.policy.model, partial, base_name, revision)
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
+                "names": _names(trainer),
                 "progress": asdict(trainer.progress),
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
@@ -51,8 +52,10 @@ def save_checkpoint(
     return path
 
 
-def load_checkpoint(trainer: Trainer, path: Path) -> None:
+def load_checkpoint(trainer: Trainer, path: Path, *, same_rows: bool = True) -> None:
     """Puts weights, optimizer, progress and random state back as they were when `path` was saved.
+
+    `same_rows`: the position in the data too. Without it the next step has the first rows.
 
     Raises:
         RunError: the checkpoint cannot be read, or was saved by another number of processes.
@@ -69,21 +72,39 @@ def load_checkpoint(trainer: Trainer, path: Path) -> None:
             f"{trainer.cluster.world}; a bit-for-bit resume needs as many. Start it with that number."
         )
     micro_tokens = state.get("micro_tokens", trainer.source.micro_tokens)
-    if micro_tokens != trainer.source.micro_tokens:
+    if same_rows and micro_tokens != trainer.source.micro_tokens:
         raise RunError(
             f"checkpoint {path} was saved by a run with {micro_tokens} tokens in a micro-batch and this one has "
             f"{trainer.source.micro_tokens}, so its steps would hold other rows. "
             f"Set train.tokens_per_micro_batch: {micro_tokens}."
         )
     load_weights(trainer.policy.model, path)
-    trainer.optimizer.load_state_dict(state["optimizer"])
+    trainer.optimizer.load_state_dict(_in_order(state["optimizer"], state.get("names"), trainer))
     trainer.progress = Progress(**state["progress"])
     trainer.learner.statistics = state.get("statistics")
-    if state.get("source"):
+    if not same_rows:
+        trainer.source.begin_at(trainer.progress.step)
+    elif state.get("source"):
         trainer.source.restore(state["source"])
         if isinstance(trainer.source, StreamSource) and trainer.source.epochs is not None:  # it was estimated
             trainer.schedule = replace(trainer.schedule, total_steps=state["total_steps"])
     _set_random_state(state["random"][trainer.cluster.rank])
+
+
+def _names(trainer: Trainer) -> list[str]:
+    """The names of the trained weights in the optimizer's order."""
+    names = {id(parameter): name for name, parameter in trainer.policy.named_parameters()}
+    return [names[id(parameter)] for group in trainer.optimizer.param_groups for parameter in group["params"]]
+
+
+def _in_order(saved: dict[str, Any], names: list[str] | None, trainer: Trainer) -> dict[str, Any]:
+    """The optimizer's state in the order of this run's weights, which other groups may have changed."""
+    now = _names(trainer)
+    if names is None or names == now:
+        return saved
+    number = {name: position for position, name in enumerate(now)}
+    state = {number[names[old]]: value for old, value in saved["state"].items() if names[old] in number}
+    return {**saved, "state": state}
 
 
 def saved_steps(folder: RunFolder, cluster: Cluster) -> list[int]:

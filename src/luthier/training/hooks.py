@@ -22,7 +22,9 @@ def log_steps(
     """A row in `metrics.jsonl` and a tick of the progress display for every step. For the main rank only."""
 
     def hook(trainer: Trainer, report: Report) -> None:
-        writer.write("train", report.step, report.values)
+        values = report.values | {"num_tokens": trainer.progress.tokens}
+        writer.write("train", report.step, values)
+        progress.total_steps = trainer.total_steps
         progress.step(report.values, gpu=gpu_memory())
 
     return hook
@@ -31,14 +33,13 @@ def log_steps(
 def follow_stream(
     folder: RunFolder, progress: TrainProgress, ledgers: dict[str, Ledger], say: Callable[[str], None]
 ) -> Callable[[Trainer, Report], None]:
-    """Keeps up with a stream: how many steps are to come, what there is to say, and the ledger.
+    """Keeps up with a stream: what there is to say, and the ledger.
 
     For the main rank only.
     """
     said: set[str] = set()
 
     def hook(trainer: Trainer, report: Report) -> None:
-        progress.total_steps = trainer.schedule.total_steps
         source = trainer.source
         if isinstance(source, StreamSource) and source.took_window():
             write_ledgers(folder, ledgers, source)
@@ -78,7 +79,7 @@ class EvaluateLoss:
         self.evaluate, self.every, self.patience, self.tell = evaluate, every, patience, tell
 
     def __call__(self, trainer: Trainer, report: Report) -> None:
-        last = report.step == trainer.schedule.total_steps
+        last = report.step == trainer.total_steps
         if last or (self.every is not None and report.step % self.every == 0):
             self._judge(trainer, last)
 
@@ -124,5 +125,5 @@ class SaveCheckpoints:
         if self.folder is not None and path is not None:
             step = trainer.progress.step
             audit.append(self.folder.audit, "checkpoint", {"step": step, "path": f"checkpoints/{path.name}"})
-            self.folder.set_status("running", step=step, num_steps=trainer.schedule.total_steps)
+            self.folder.set_status("running", step=step, num_steps=trainer.total_steps)
             prune_checkpoints(self.folder, self.keep, trainer.progress.best_step)

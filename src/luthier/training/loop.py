@@ -37,7 +37,7 @@ class Trainer:
         policy: maps a batch to the log-probabilities of its predictions.
         method: turns these into a loss.
         source: the micro-batches of each optimizer step.
-        schedule: factor on each group's `lr` at each step; its `total_steps` end the run.
+        schedule: factor on each group's `lr`; its `total_steps` end the run, or `max_tokens`, which it follows then.
         hooks: called in order after every step: logging, evaluation, checkpoints.
     """
 
@@ -51,11 +51,12 @@ class Trainer:
         cluster: Cluster,
         *,
         max_grad_norm: float | None = 1.0,
+        max_tokens: int | None = None,
         hooks: Sequence[Hook] = (),
     ):
         self.policy, self.method, self.source = policy, method, source
         self.optimizer, self.schedule, self.cluster = optimizer, schedule, cluster
-        self.max_grad_norm, self.hooks = max_grad_norm, list(hooks)
+        self.max_grad_norm, self.max_tokens, self.hooks = max_grad_norm, max_tokens, list(hooks)
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.gradients: Gradients = getattr(optimizer, "gradients", None) or Gradients(self.parameters)
@@ -96,8 +97,15 @@ class Trainer:
         """Asks to stop after the step under way."""
         self.interrupted = reason
 
+    @property
+    def total_steps(self) -> int:
+        """Steps of the whole run, as known by now."""
+        return self.progress.total_steps(self.schedule.total_steps, self.max_tokens)
+
     def _num_steps(self) -> int:
         """Steps of the run, which a stream of rows knows better and better; the schedule is stretched to them."""
+        if self.max_tokens is not None:
+            return self.total_steps
         known = self.source.ready(self.schedule.total_steps)
         if known != self.schedule.total_steps:
             self.schedule = replace(self.schedule, total_steps=known)
@@ -134,7 +142,7 @@ class Trainer:
             self.gradients.scale(factor)
 
     def _update(self) -> float:
-        factor = self.schedule(self.progress.step)
+        factor = self.schedule(self.progress.position(self.schedule.total_steps, self.max_tokens))
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
         self.optimizer.step()

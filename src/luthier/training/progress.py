@@ -1,5 +1,6 @@
 """How far a run has come, and what each step has to say."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -17,6 +18,16 @@ class Progress:
     stopping: str = ""
     """Why a hook wants no further step, the same on every rank; also after a resume."""
     seconds: float = 0.0
+
+    def total_steps(self, planned: int, max_tokens: int | None) -> int:
+        """Steps of the whole run: so many, or with a budget of tokens what it takes at the pace so far."""
+        if max_tokens is None or not self.tokens:
+            return planned
+        return self.step + math.ceil(max(0, max_tokens - self.tokens) * self.step / self.tokens)
+
+    def position(self, planned: int, max_tokens: int | None) -> float:
+        """Where the schedule stands: at the step, or at that share of the planned steps that the tokens are."""
+        return self.step if max_tokens is None else planned * self.tokens / max_tokens
 
 
 @dataclass

@@ -96,10 +96,13 @@ def with_absolute_paths(config: Config) -> Config:
             "template": absolute(config.data.template),
         }
     )
+    checkpoint = config.checkpoint.model_copy(update={"start": absolute(config.checkpoint.start)})
     model = config.model.model_copy(update={"name": absolute(config.model.name)})
     name = config.method.name
     method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
-    return config.model_copy(update={"data": data, "model": model, "method": method})
+    return config.model_copy(
+        update={"data": data, "model": model, "method": method, "checkpoint": checkpoint}
+    )
 
 
 def _unfinished(path: Path) -> bool:

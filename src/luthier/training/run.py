@@ -52,6 +52,7 @@ from luthier.training.resume import (
 )
 from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
+from luthier.training.start import find_start, start_from
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     for name in config.eval.metrics:
         metrics.find(name)  # what can be known to be wrong is told before any work
     build_method(config)
+    find_start(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing
@@ -152,7 +154,9 @@ def _learn(
     if steps:
         check_seen(folder.checkpoint(steps[-1]), cluster)
         load_checkpoint(trainer, folder.checkpoint(steps[-1]))
-        say(f"continuing after step {steps[-1]} of {trainer.schedule.total_steps}")
+        say(f"continuing after step {steps[-1]} of {trainer.total_steps}")
+    elif start := find_start(config):
+        say(start_from(start, trainer, config, hashes))
     if cluster.is_main:
         _describe(folder, config, data, hashes, resume)
     with MetricsWriter(folder.metrics) as writer:
@@ -162,7 +166,7 @@ def _learn(
         if cluster.is_main and steps:
             before = task_metrics(read_metrics(folder.metrics), "before")
         elif cluster.is_main:
-            before = examiner.examine("before", 0, folder, writer, say)
+            before = examiner.examine("before", trainer.progress.step, folder, writer, say)
         cluster.barrier()
         _train(config, folder, trainer, data, writer, say)
         _take_best(trainer, folder, say)
@@ -176,7 +180,7 @@ def _learn(
         files = [path for path in (*trained.iterdir(), *about) if path.is_file()]
         audit.append(folder.audit, "files", {"files": audit.hash_files(folder.path, files)})
         audit.append(folder.audit, "finished")
-        folder.set_status("done", step=trainer.progress.step, num_steps=trainer.schedule.total_steps)
+        folder.set_status("done", step=trainer.progress.step, num_steps=trainer.total_steps)
         write_report(folder)
     cluster.barrier()
     return Result(folder.path, trained, folder.report, trainer.progress.best_loss, before, after)
@@ -188,7 +192,7 @@ def _train(
     """Runs the loop with its hooks; saves a whole checkpoint when it is interrupted."""
     cluster, device = trainer.cluster, trainer.device
     held_out = trainer.method.arrange(data.held_out) if data.held_out is not None else None
-    progress = TrainProgress(trainer.schedule.total_steps, first_step=trainer.progress.step)
+    progress = TrainProgress(trainer.total_steps, first_step=trainer.progress.step)
 
     def held_out_loss() -> dict[str, float]:
         if held_out is None:
@@ -220,7 +224,7 @@ def _train(
             saver.save(trainer)
             raise Interrupted(
                 f"{trainer.interrupted}: stopped after step {trainer.progress.step} of "
-                f"{trainer.schedule.total_steps} and saved it. Continue with: "
+                f"{trainer.total_steps} and saved it. Continue with: "
                 f"luthier train {folder.path} --resume"
             )
     if trainer.progress.stopping:

@@ -1,0 +1,75 @@
+"""The sections `optim` and `schedule`: how weights are updated, and how the learning rate moves."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import ConfigDict, Field, model_validator
+
+from luthier.config.problems import Problem, impossible
+from luthier.config.section import Fraction, Positive, Section, Text
+
+
+class OptimSection(Section):
+    """How weights are updated. Further keys are the optimizer's own (`luthier schema` lists them)."""
+
+    model_config = ConfigDict(extra="allow")
+
+    name: Text = "adamw"
+    """Name of a file in `optim/`."""
+
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The optimizer's own keys."""
+        return dict(self.model_extra or {})
+
+
+class ScheduleSection(Section):
+    """How the learning rate moves. `schedule: cosine` is short for `schedule: {name: cosine}`."""
+
+    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """constant, linear or cosine decay, or warm-up, stable, decay (wsd)."""
+
+    warmup_steps: Annotated[int, Field(ge=0)] | None = None
+    """Steps of linear warm-up; instead of `warmup_ratio`."""
+
+    warmup_ratio: Fraction | None = None
+    """Share of all steps that is warm-up. Absent, with no `warmup_steps`: 0.03."""
+
+    min_ratio: Fraction = 0.0
+    """The learning rate ends at this share of its peak."""
+
+    decay_steps: Positive | None = None
+    """wsd only: so many steps at the end decay; instead of `decay_ratio`."""
+
+    decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
+    """wsd only: share of all steps that decays. Absent, with no `decay_steps`: 0.2."""
+
+    decay_shape: Literal["linear", "1-sqrt"] = "linear"
+    """wsd only: a straight line, or 1 - sqrt(share of the decay that is done) (arXiv:2405.18392)."""
+
+    @model_validator(mode="after")
+    def _one_warmup(self) -> Self:
+        if self.warmup_steps is not None and self.warmup_ratio is not None:
+            text = "schedule.warmup_steps and schedule.warmup_ratio are both given; keep one of them"
+            raise impossible(Problem("schedule.warmup_steps", text))
+        return self
+
+    @model_validator(mode="after")
+    def _one_decay(self) -> Self:
+        if self.decay_steps is not None and self.decay_ratio is not None:
+            text = "schedule.decay_steps and schedule.decay_ratio are both given; keep one of them"
+            raise impossible(Problem("schedule.decay_steps", text))
+        return self
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> Self:
+        warmup, decay = self.warmup_ratio or 0.0, self.decay_ratio or 0.0
+        if self.name == "wsd" and warmup + decay > 1.0:
+            text = (
+                f"schedule.warmup_ratio is {warmup:g} and schedule.decay_ratio is {decay:g}; "
+                "together they are more than the whole run; lower one of them"
+            )
+            raise impossible(Problem("schedule.decay_ratio", text))
+        return self
