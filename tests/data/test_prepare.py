@@ -3,6 +3,7 @@
 
 import json
 import os
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -241,21 +242,17 @@ def test_cache_is_missed_when_anything_changes(
 
 
 def test_cache_of_a_template_with_a_date_lasts_a_day(
-    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast
 ) -> None:
     cached = Cached(tmp_path)
-    dated = ChatTemplate(tokenizer, "{{ strftime_now('%Y') }}\n" + CHATML)
-    assert not cached.is_hit(dated) and cached.is_hit(dated)
 
-    class Tomorrow:
-        @staticmethod
-        def today() -> Any:
-            from datetime import date, timedelta
+    def on(day: int, hour: int) -> ChatTemplate:
+        return ChatTemplate(
+            tokenizer, "{{ strftime_now('%Y') }}\n" + CHATML, now=datetime(2026, 1, day, hour)
+        )
 
-            return date.today() + timedelta(days=1)
-
-    monkeypatch.setattr("luthier.data.encode.date", Tomorrow)
-    assert not cached.is_hit(dated)
+    assert not cached.is_hit(on(1, 2)) and cached.is_hit(on(1, 23))
+    assert not cached.is_hit(on(2, 2))
 
 
 @pytest.mark.parametrize("damage", ["truncate", "flip", "remove", "garble", "empty"])

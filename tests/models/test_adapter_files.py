@@ -252,7 +252,6 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"bias": "lora_only"}, "bias='lora_only'"),
     ({"lora_bias": True}, "lora_bias=True"),
     ({"peft_type": "IA3"}, "peft_type='IA3'"),
-    ({"trainable_token_indices": [1, 2]}, r"trainable_token_indices=[1, 2]"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
     ({"target_parameters": ["w"]}, "target_parameters=['w']"),
     ({"layer_replication": [[0, 1]]}, "layer_replication=[[0, 1]]"),

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import luthier
+from chat_samples import CHATML
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, DataError, Interrupted, ModelError, RunError
@@ -127,6 +128,23 @@ def test_full_fine_tuning_resumes_exactly_too(folder: Path, monkeypatch: pytest.
             train(config)
     assert_same(train(config, resume=True), whole)
     assert (whole / "model" / "chat_template.jinja").exists()
+
+
+def test_a_template_with_a_clock_is_told_the_day_that_the_run_began(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "dated.jinja").write_text("{{ strftime_now('%Y-%m-%d') }}\n" + CHATML)
+    dated = {"template": str(folder / "dated.jinja")}
+    whole = train(tiny_config(folder, "dated", data={**dated, "date": "2020-01-31"}))
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, lambda trainer: trainer.interrupt("test"))
+        with pytest.raises(Interrupted):
+            train(tiny_config(folder, "dated-stopped", data={**dated, "date": "2020-01-31"}))
+    resumed = train(tiny_config(folder, "dated-stopped", data=dated), resume=True)
+    assert_same(resumed, whole)
+    today = train(tiny_config(folder, "dated-today", data=dated))
+    assert losses(today) != losses(whole), "the date is among what is learned from"
+    assert luthier.check(today / "config.yaml").data.date is not None
 
 
 def test_resume_refuses_a_changed_config_with_the_difference(folder: Path, straight: Path) -> None:

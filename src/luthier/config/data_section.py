@@ -1,14 +1,22 @@
 """The section `data`: which rows are learned from, and what becomes of each."""
 
+from datetime import date
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from luthier.config.forms import OneOrMany, Shorthand
 from luthier.config.problems import Problem, impossible
 from luthier.config.section import Fraction, Paths, Positive, Section, Text
 
 Role = Literal["assistant", "user", "system", "developer", "tool"]
+
+
+def _a_day(text: str) -> str:
+    try:
+        return date.fromisoformat(text).isoformat()
+    except ValueError:
+        raise ValueError("must be a day such as 2026-01-31") from None
 
 
 class SetSection(Section):
@@ -114,6 +122,10 @@ class DataSection(Section):
 
     template_args: dict[str, Any] = Field(default_factory=dict)
     """Extra variables for the chat template, such as `enable_thinking: false`."""
+
+    date: Annotated[str, AfterValidator(_a_day)] | None = None
+    """The day (`2026-01-31`) that templates with a clock are told. Absent: the day the run began, kept in its config,
+    so that a resumed run learns from the same tokens."""
 
     clean: CleanSection = CleanSection()
     """What is left out on purpose."""

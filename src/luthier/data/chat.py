@@ -10,6 +10,7 @@ who says what, so such a row is refused too. `<think>` and `</think>` are allowe
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +78,7 @@ class ChatTemplate:
         tokenizer: a fast tokenizer.
         source: Jinja source to use instead of the tokenizer's own template.
         template_args: variables for the template, such as `{"enable_thinking": False}`.
+        now: what the clock says that templates can read (`strftime_now`); None: what it says now, for all rows.
 
     Raises:
         DataError: if there is no template, or not a valid one. Where the assistant's part of its text cannot
@@ -88,13 +90,15 @@ class ChatTemplate:
         tokenizer: "PreTrainedTokenizerFast",
         source: str | None = None,
         template_args: dict[str, Any] | None = None,
+        now: datetime | None = None,
     ):
         self.tokenizer = tokenizer
+        self.now = now or datetime.now()
         self.template_args = dict(template_args or {})
         self._given = source
         plain, with_tools = _sources(tokenizer, source)
-        self._program = TemplateProgram(plain)
-        self._tool_program = self._program if with_tools == plain else TemplateProgram(with_tools)
+        self._program = TemplateProgram(plain, self.now)
+        self._tool_program = self._program if with_tools == plain else TemplateProgram(with_tools, self.now)
         self.encoder = TokenEncoder(tokenizer)
         self._special: dict[str, Any] = dict(tokenizer.special_tokens_map)
         self._literals: dict[tuple[bool, str], Literals] = {}
@@ -103,7 +107,7 @@ class ChatTemplate:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Other processes are sent what it was made from."""
-        return ChatTemplate, (self.tokenizer, self._given, self.template_args)
+        return ChatTemplate, (self.tokenizer, self._given, self.template_args, self.now)
 
     @cached_property
     def _main(self) -> Literals:

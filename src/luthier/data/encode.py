@@ -8,7 +8,6 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
-from datetime import date
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
@@ -100,7 +99,7 @@ class RowEncoder:
             "template_args": {} if template is None else template.template_args,
             "special_tokens": self._tokenizer.special_tokens_map,
             "tokenizer": self._tokenizer.backend_tokenizer.to_str(),
-            "date": date.today().isoformat() if "strftime_now" in source else None,
+            "now": template.now.date().isoformat() if template and "strftime_now" in source else None,
         }
         text = json.dumps(parts, sort_keys=True, default=repr)
         return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()

@@ -21,13 +21,15 @@ from luthier.errors import DataError, RowRefused
 class TemplateProgram:
     """A compiled chat template that can also say where each message went.
 
+    `now` is what the clock says that the template can read.
+
     Raises:
         DataError: if the source is not valid Jinja.
     """
 
-    def __init__(self, source: str):
+    def __init__(self, source: str, now: datetime):
         self.source = source
-        environment = chat_environment(datetime.now())
+        environment = chat_environment(now)
         try:
             self._plain = environment.from_string(source)
             tree = environment.parse(source)

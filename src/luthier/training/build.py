@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -56,7 +57,8 @@ def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[
             raise ConfigError(f"data.template {config.data.template} cannot be read: {error}") from error
         tokenizer.chat_template = source  # so that it is saved with what is trained
     try:
-        return ChatTemplate(tokenizer, None, config.data.template_args), ""
+        now = None if config.data.date is None else datetime.fromisoformat(config.data.date)
+        return ChatTemplate(tokenizer, None, config.data.template_args, now), ""
     except DataError as error:
         if source is not None:
             raise

@@ -79,6 +79,18 @@ def keep_config(config: Config, folder: RunFolder) -> None:
     atomic_write_text(folder.config, dump_config(named))
 
 
+def dated(config: Config, day: str | None) -> Config:
+    """The config with this day for templates that have a clock, if it names none itself."""
+    if config.data.date is not None or day is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
+
+
+def with_date_of(folder: RunFolder, config: Config) -> Config:
+    """The config with the day that the run began on."""
+    return dated(config, load_config(folder.config).data.date)
+
+
 def with_absolute_paths(config: Config) -> Config:
     """The config with local files and folders named so that the run can be used from everywhere."""
 
@@ -111,4 +123,6 @@ def _unfinished(path: Path) -> bool:
 
 def _changes(old: Config, new: Config) -> list[str]:
     """Differences that matter to the result: where it is kept does not."""
-    return config_diff(with_absolute_paths(old).model_copy(update={"run": new.run}), new)
+    return config_diff(
+        with_absolute_paths(old).model_copy(update={"run": new.run}), dated(new, old.data.date)
+    )

@@ -46,9 +46,11 @@ from luthier.training.loop import Trainer
 from luthier.training.resume import (
     check_same_config,
     check_same_data,
+    dated,
     find_run_to_resume,
     keep_config,
     with_absolute_paths,
+    with_date_of,
 )
 from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
@@ -100,6 +102,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
         if finished:
             say(f"{folder.path} is finished; to train longer, raise train.epochs and add --allow-changes")
             return _result_of(folder, config)
+        config = with_date_of(folder, config)
         with _ending_in_status(folder, cluster, before), terminate_as_interrupt():
             return _execute(config, folder, cluster, resume, allow_changes, say)
     finally:
@@ -301,6 +304,7 @@ def _open_folder(
 def _created(config: Config) -> RunFolder:
     name = config.run.name or default_name(config.method.name, config.model.name, datetime.now())
     named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
+    named = dated(named, datetime.now().date().isoformat())
     path = Path(config.run.root) / name
     if _never_began(path):
         atomic_remove(path)
