@@ -8,16 +8,14 @@ import torch
 from torch import Tensor
 
 import luthier.methods
+from head_models import LABELS, tiny_policy
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Batch, Example
 from luthier.methods.base import Method
-from luthier.models.lora import apply_lora
 from luthier.models.policy import Policy
-from luthier.models.tripwire import choose_policy
 from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.learner import Learner
-from tiny_models import tiny_llama
 from training_parts import rows_for
 
 Variant = tuple[str, dict[str, Any]]
@@ -25,11 +23,15 @@ Step = tuple[dict[str, float], list[Tensor]]
 NUM_ROWS = 6
 
 
-@cache
-def policy_of(rank: int) -> tuple[Policy, list[Tensor]]:
+def policy_of(rank: int, variant: Variant = ("sft", {})) -> tuple[Policy, list[Tensor]]:
     """A policy for each rank, all alike, and weights away from those that it begins with."""
-    policy = choose_policy(tiny_llama()).policy
-    apply_lora(policy.model, rank=4, generator=torch.Generator().manual_seed(1))
+    method = method_of(variant)
+    return _policy_of(rank, method.head(LABELS) and variant[0], repr(method.head(LABELS)))
+
+
+@cache
+def _policy_of(rank: int, name: str | None, head: str) -> tuple[Policy, list[Tensor]]:
+    policy = tiny_policy(method_of((name or "sft", {})))
     generator = torch.Generator().manual_seed(5)
     trained = [p for p in policy.parameters() if p.requires_grad]
     return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
@@ -50,7 +52,7 @@ def step_of(
 ) -> Step:
     """What a step reports, and the gradient that it takes. `moved`: the model has moved from its reference."""
     cluster, method = cluster or Cluster(), method_of(variant)
-    policy, elsewhere = policy_of(cluster.rank)
+    policy, elsewhere = policy_of(cluster.rank, variant)
     trained = [p for p in policy.parameters() if p.requires_grad]
     gradients = Gradients(trained)
     learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)

@@ -9,18 +9,17 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
+from head_models import tiny_policy
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Example, Segment
 from luthier.data.loader import StepSource
 from luthier.methods.base import Method
-from luthier.models.lora import apply_lora
-from luthier.models.tripwire import choose_policy
 from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.loop import Trainer
 from method_rows import judged_rows
-from tiny_models import VOCAB, tiny_llama
+from tiny_models import VOCAB
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -82,10 +81,8 @@ def make_trainer(
 
     cluster = cluster or Cluster()
     torch.manual_seed(0)
-    policy = choose_policy(model or tiny_llama()).policy
-    if lora:
-        apply_lora(policy.model, rank=4, dropout=dropout, generator=torch.Generator().manual_seed(1))
     chosen: Method = load_plugin(luthier.methods, method)(**(options or {}))
+    policy = tiny_policy(chosen, model, lora, dropout)
     source = StepSource(
         chosen.arrange(rows or rows_for(chosen.reads)),
         tokens_per_step=tokens_per_step,

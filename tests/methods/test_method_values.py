@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import luthier.methods
+from head_models import LABELS
 from luthier.config.load import config_from_dict
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Batch, collate
@@ -93,6 +94,8 @@ def scored(method: Any, seed: int = 0) -> tuple[Batch, Tensor, Tensor, Tensor | 
 def test_the_gradient_is_the_derivative_of_the_loss(variant: tuple[str, dict[str, Any]]) -> None:
     """By finite differences in fp64. Where the loss holds something fast on purpose, so does the difference."""
     method = load_plugin(luthier.methods, variant[0])(**variant[1])
+    if method.head(LABELS):
+        return check_head(method)
     batch, logp_N, reference_N, step = scored(method)
     logp_N.requires_grad_()
     if variant[0] == "dft":
@@ -101,6 +104,26 @@ def test_the_gradient_is_the_derivative_of_the_loss(variant: tuple[str, dict[str
         return check_aot(method, batch, logp_N, reference_N)
     assert torch.autograd.gradcheck(
         lambda logp: method.loss(Scores(logp, reference_N, step), batch)[0], (logp_N,), eps=1e-7, atol=1e-5
+    )
+
+
+def check_head(method: Any) -> None:
+    """The same for a method that learns from what another head says."""
+    rows = rows_for(method.reads, 5)
+    batch, head = collate([rows.example(index) for index in range(5)]), method.head(LABELS)
+    num = len(batch.target_N) if head.kind == "steps" else batch.num_sequences
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(num, len(head.labels) or 8, generator=generator, dtype=torch.float64)
+    none = values.new_zeros(0)
+    step = None
+    if method.looks_ahead:
+        step = method.statistics(method.preview(Scores(none, values=values), batch), None)
+    values.requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda each: method.loss(Scores(none, step=step, values=each), batch)[0],
+        (values,),
+        eps=1e-7,
+        atol=1e-5,
     )
 
 

@@ -45,10 +45,14 @@ def _merge(config: Config, adapter: Path, target: Path) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
+    from luthier.export.heads import has_other_head, merge_head_to_folder
     from luthier.export.merge import merge_to_folder
     from luthier.models.load import resolve_model
 
     base = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    if has_other_head(adapter):
+        merge_head_to_folder(base, adapter, target)
+        return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("merging", total=None)
         merge_to_folder(

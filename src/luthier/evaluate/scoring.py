@@ -7,6 +7,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.methods.base import Method, Scores
+from luthier.models.head_policy import HeadPolicy
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
 from luthier.parallel.cluster import Cluster
@@ -28,7 +29,10 @@ class Scorer:
         """What the losses of the step under way are given, of a method that looks ahead."""
 
     def __call__(self, batch: Batch) -> Scores:
-        """The scores of a batch, differentiable in the model's log-probabilities."""
+        """The scores of a batch, differentiable in what the model says of it."""
+        if isinstance(self.policy, HeadPolicy):
+            values = self.policy(batch)
+            return Scores(values.new_zeros(0), step=self.statistics, values=values)
         reference_N = self.reference.logprobs(batch) if self.reference else None
         return Scores(self.policy(batch), reference_N, self.statistics)
 

@@ -1,4 +1,4 @@
-"""What every method is: a loss on the log-probabilities of a batch's predictions.
+"""What every method is: a loss on the log-probabilities of a batch's predictions, or on what another head says.
 
 A method never sees a model, and a model never sees a method. It is one file with one `@settings` class, whose
 fields are its configuration. A loss is a *sum*; the trainer divides it by the count over the whole optimizer
@@ -9,6 +9,7 @@ a ranking). Such a method looks ahead: before the first backward pass it is show
 without gradients, and what it makes of them, on all ranks together, is handed to each of its losses.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.content import Kind
+from luthier.models.value_head import Head
 
 if TYPE_CHECKING:
     from luthier.data.loader import Dataset
@@ -33,6 +35,10 @@ class Scores:
     """The same by the frozen reference, without a gradient; only for a method that needs it."""
     step: Tensor | None = None
     """What `statistics` made of the whole step; only for a method that looks ahead."""
+    values: Tensor | None = None
+    """What a head of another kind says, in fp32; `logp_N` is then empty. A score: [Q, labels], read at the last
+    token of each sequence. Steps: [N, labels], read at the token that each prediction is made from. An embedding:
+    a vector for each sequence, [Q, D]."""
 
 
 class Method:
@@ -49,6 +55,10 @@ class Method:
 
     per: ClassVar[dict[str, str]] = {}
     """For a metric that is no mean over the count: which other metric counts its units."""
+
+    def head(self, labels: Sequence[str] = ()) -> Head | None:
+        """The head it trains in place of the one that writes; None: that one. `labels` are those found in the data."""
+        return None
 
     @property
     def needs_reference(self) -> bool:

@@ -37,6 +37,7 @@ from luthier.models.lora_targets import exact_names, inside, named, owners
 from luthier.models.new_tokens import room_for
 from luthier.models.planned_tokens import SETTING, rows_key, rows_needed
 from luthier.models.token_rows import TokenRows
+from luthier.models.value_head import task_of
 from luthier.runs.atomic import atomic_write_bytes, atomic_write_text
 
 
@@ -162,7 +163,7 @@ def _config(model: nn.Module, base_name: str, revision: str | None) -> dict[str,
     free = [path for path in paths if not inside(path, saved)]
     config: dict[str, Any] = {
         "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
+        "task_type": task_of(model),
         "base_model_name_or_path": base_name,
         "revision": revision,
         "inference_mode": True,

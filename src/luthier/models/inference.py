@@ -11,6 +11,7 @@ from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
 from luthier.models.adapter_files import attach_adapter
 from luthier.models.device import pick_device, pick_dtype
+from luthier.models.head_files import read_head
 from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.new_tokens import make_room
 
@@ -59,6 +60,11 @@ def load_for_inference(
         adapter_folder = path
         saved = json.loads((path / "adapter_config.json").read_text())
         base, revision = saved["base_model_name_or_path"], saved.get("revision")
+    if adapter and (head := read_head(adapter_folder) if adapter_folder is not None else None):
+        raise ModelError(
+            f"{name} was trained as a model that scores ({head[0].kind}), so it cannot write an answer. Write it as a "
+            "whole model with `luthier export` and load that with transformers."
+        )
     where = pick_device(device)
     model = load_model(
         resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where
@@ -89,6 +95,7 @@ def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Tokens that end an answer: those of the generation config, and the tokenizer's end of sequence."""
-    stop = model.generation_config.eos_token_id if model.generation_config else None
+    settings = getattr(model, "generation_config", None)  # a model that scores has none
+    stop = settings.eos_token_id if settings else None
     ids = stop if isinstance(stop, list) else [stop]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)}))

@@ -1,7 +1,9 @@
 """From a model's name to its weights and tokenizer: a folder, a hub id, a GGUF file or a demo name."""
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from luthier.models.gguf import convert_gguf
 from luthier.models.new_tokens import add_tokens
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_NO_WRITERS = ("ForSequenceClassification", "ForTokenClassification")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.tiktoken"]
 
 
@@ -105,12 +108,34 @@ def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTra
     Raises:
         ModelError: transformers cannot build it.
     """
+    refuse_other_heads(folder)
+    with reading_weights(folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def reading_weights(folder: Path) -> Iterator[None]:
+    """Within it transformers builds the model in `folder`; raises ModelError if it cannot."""
     try:
         with bars_on_terminals_only():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+            yield
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
-    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
+
+
+def refuse_other_heads(folder: Path) -> None:
+    """Raises ModelError if the model in `folder` was saved without a head that writes: it would get a random one."""
+    try:
+        found = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError):
+        return  # transformers says what is wrong with it
+    classes = [name for name in found if isinstance(name, str) and name.endswith(_NO_WRITERS)]
+    if classes:
+        raise ModelError(
+            f"the model in {folder} is a {classes[0]}: it scores texts and cannot write any. Load it with "
+            f"transformers ({classes[0]}.from_pretrained), or give a model that writes."
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -54,6 +54,10 @@ class Policy(nn.Module):
             return self._plain_logprobs(batch)
         return self.head.logprobs(self._hidden(batch), batch.target_N)
 
+    def sketch(self, batch: Batch) -> Tensor:
+        """One number for each prediction, [N], by which layouts and layers are compared."""
+        return self(batch)
+
     def linear_loss(self, batch: Batch, coefficient_N: Tensor) -> tuple[Tensor, Tensor]:
         """Σ coefficient · logp, differentiable, and logp [N] detached; cheaper than `forward` for such losses."""
         if self.layout == "plain":

@@ -4,7 +4,7 @@ No list of model names: a few random tokens go through the plain model and throu
 they differ by more than the dtype explains, the next plainer layout is tried and the reason is told.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,12 +29,18 @@ class Choice:
     reasons: tuple[str, ...]
 
 
-def choose_policy(model: PreTrainedModel, packing: bool | None = None, longest: int | None = None) -> Choice:
+def choose_policy(
+    model: PreTrainedModel,
+    packing: bool | None = None,
+    longest: int | None = None,
+    make: Callable[..., Policy] = Policy,
+) -> Choice:
     """The policy of the fastest faithful layout.
 
     Args:
         packing: None lets the model decide; False forbids the packed layout; True demands it.
         longest: no document has more tokens than this; None: documents may be of any length.
+        make: makes a policy of model, layout and shape of the logits.
 
     Raises:
         ModelError: packing was demanded but changes the model's numbers, or no layout reproduces them.
@@ -44,13 +50,14 @@ def choose_policy(model: PreTrainedModel, packing: bool | None = None, longest: 
     try:
         batch = probe(model).to(next(model.parameters()).device)
         with torch.no_grad():
-            truth_N = Policy(model, "plain")(batch)
+            truth_N = make(model, "plain").sketch(batch)
         reasons: dict[Layout, str] = {}
         for layout, shape in _attempts(model, packing):
-            fault = _fault(model, layout, shape, batch, truth_N, longest)
+            policy = make(model, layout, shape)
+            fault = _fault(policy, batch, truth_N, longest)
             if fault is None:
                 passed_over = (f"{name}: {why}" for name, why in reasons.items() if name != layout)
-                return Choice(Policy(model, layout, shape), tuple(passed_over))
+                return Choice(policy, tuple(passed_over))
             reasons.setdefault(layout, fault)
     finally:
         model.train(was_training)
@@ -70,22 +77,15 @@ def _attempts(model: PreTrainedModel, packing: bool | None) -> Iterator[tuple[La
         yield "plain", LogitShape()
 
 
-def _fault(
-    model: PreTrainedModel,
-    layout: Layout,
-    shape: LogitShape,
-    batch: Batch,
-    truth_N: Tensor,
-    longest: int | None,
-) -> str | None:
+def _fault(policy: Policy, batch: Batch, truth_N: Tensor, longest: int | None) -> str | None:
     """Why this layout is not faithful; None if it is."""
-    if layout == "plain":
+    model = policy.model
+    if policy.layout == "plain":
         return None
-    policy = Policy(model, layout, shape)
     try:
         with torch.no_grad():
-            logp_N = policy(batch)
-        if layout == "packed":
+            logp_N = policy.sketch(batch)
+        if policy.layout == "packed":
             fault = _beyond_the_probe(model, batch, longest) or _wrong_view(policy, batch)
             if fault:
                 return fault
@@ -149,7 +149,7 @@ def _wrong_view(policy: Policy, batch: Batch) -> str | None:
     hook = embedding.register_forward_hook(catch)
     try:
         with torch.enable_grad():
-            logp_N = policy(batch)
+            logp_N = policy.sketch(batch)
             starts = batch.starts_S1.tolist()
             for number, path in enumerate(batch.paths()):
                 # the first token of an answer is predicted inside its prompt, so it proves nothing

@@ -35,9 +35,11 @@ from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.policy import Policy
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
+from luthier.models.value_head import Head
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.examine import asks
+from luthier.training.heads import check_head, load_head_model, modules_to_train, policy_maker
 from luthier.training.loop import Trainer
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 
@@ -134,11 +136,11 @@ def build_trainer(
     torch.manual_seed((config.seed + cluster.rank) % 2**63)
     if config.train.threads:
         _set_threads(config.train.threads)
-    policy, notes = _build_policy(config, cluster)
+    method = build_method(config)
+    policy, notes = _build_policy(config, cluster, method.head(data.labels), data)
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-    method = build_method(config)
     if data.stream is None:
         data = replace(data, train=method.arrange(data.train, config.train.micro_tokens))
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
@@ -191,7 +193,9 @@ def _cost(policy: Policy, *, adapters: bool) -> CostModel:
     return CostModel.of(layers=layers, attention_size=heads * size, weights=weights, adapters=adapters)
 
 
-def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
+def _build_policy(
+    config: Config, cluster: Cluster, head: Head | None, data: Data
+) -> tuple[Policy, list[str]]:
     """The model with its adapters in the fastest form that gives its own numbers, and how that came out."""
     device = pick_device(config.model.device)
     if device.type == "cuda":
@@ -207,13 +211,18 @@ def _build_policy(config: Config, cluster: Cluster) -> tuple[Policy, list[str]]:
             "Set model.dtype: auto, bfloat16 or float32."
         )
     folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
-    model = load_model(folder, dtype, device)
+    if head is None:
+        model = load_model(folder, dtype, device)
+    else:
+        model = load_head_model(config, head, data.train, folder, dtype, device)
     tokens = _place_tokens(config, model)
-    choice = choose_policy(model, config.model.packing, config.max_length)
+    choice = choose_policy(
+        model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
+    )
     policy = choice.policy
     notes = [tokens.note()] if config.model.new_tokens else []
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(_adapt(config, policy.model, list(tokens.ids.values())))
+    notes.append(_adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
     if config.model.fused:
         _, line = fuse_checked(policy)
         notes.append(line)
@@ -267,7 +276,9 @@ def _set_threads(wanted: int) -> None:
 
 def build_method(config: Config) -> Method:
     """The method with its settings."""
-    return _plugin(luthier.methods, config.method.name, config.method.options)
+    method: Method = _plugin(luthier.methods, config.method.name, config.method.options)
+    check_head(config, method.head())
+    return method
 
 
 def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
@@ -289,8 +300,8 @@ def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
     return tokens
 
 
-def _adapt(config: Config, model: torch.nn.Module, tokens: list[int]) -> str:
-    """Puts adapters into the model, or opens all of its weights; says which."""
+def _adapt(config: Config, model: torch.nn.Module, tokens: list[int], besides: list[str]) -> str:
+    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which."""
     lora = config.lora
     if lora is None:
         model.requires_grad_(True)
@@ -302,14 +313,14 @@ def _adapt(config: Config, model: torch.nn.Module, tokens: list[int]) -> str:
         dropout=lora.dropout,
         rslora=lora.rslora,
         target=lora.target,
-        modules_to_save=lora.modules_to_save,
+        modules_to_save=[*lora.modules_to_save, *besides],
         tokens=tokens,
         train_tokens=config.model.train_new_tokens,
         generator=torch.Generator().manual_seed(config.seed % 2**63),
     )
     stacked = sum(p.dim() > 2 for p in model.parameters())
-    besides = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
-    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{besides}"
+    kept = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
+    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{kept}"
 
 
 def _schedule(config: Config, total_steps: int) -> Schedule:

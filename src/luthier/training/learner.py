@@ -11,6 +11,7 @@ from luthier.methods.base import Method, Scores
 from luthier.models.activations.assemble import tokens_in_flight
 from luthier.models.activations.gauge import HostGauge
 from luthier.models.activations.planner import ActivationPlanner
+from luthier.models.head_policy import HeadPolicy
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
 from luthier.optim.gradients import Gradients
@@ -76,6 +77,9 @@ class Learner:
         """Replays micro-batches instead of running each anew; they should all have one shape."""
         if self.method.looks_ahead:
             say("micro-batches are not replayed: the method's loss depends on the whole step")
+            return
+        if isinstance(self.policy, HeadPolicy):
+            say("micro-batches are not replayed: where the head reads differs from one to the next")
             return
         self.gradients.hold()
         self.micro_batches.replay(self._clear, say)

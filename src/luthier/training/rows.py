@@ -54,6 +54,8 @@ class Data:
     """What a person should be told once."""
     stream: SharedWindows | None = None
     """The rows to learn from, if they are too many to be prepared at once."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes, of rows that have one each."""
 
     def close(self) -> None:
         """Ends what reads ahead."""

@@ -19,6 +19,7 @@ from luthier.evaluate import metrics
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.adapter_files import save_adapter
 from luthier.models.compat import bars_on_terminals_only, plain_attention
+from luthier.models.head_policy import HeadPolicy
 from luthier.models.load import load_tokenizer
 from luthier.parallel.cluster import Cluster, join_cluster
 from luthier.runs import audit
@@ -41,6 +42,7 @@ from luthier.training.build import (
 )
 from luthier.training.checkpoint import check_seen, load_checkpoint, load_weights, saved_steps
 from luthier.training.examine import Examiner
+from luthier.training.heads import save_head_files
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, follow_stream, log_steps, write_ledgers
 from luthier.training.loop import Trainer
 from luthier.training.resume import (
@@ -151,7 +153,8 @@ def _learn(
     for note in notes:
         say(note)
 
-    held_out = data.held_out if cluster.is_main else None
+    writes = not isinstance(trainer.policy, HeadPolicy)
+    held_out = data.held_out if cluster.is_main and writes else None
     examiner = Examiner(config, trainer.policy.model, tokenizer, held_out)
     steps = saved_steps(folder, cluster) if resume else []
     if steps:
@@ -252,6 +255,8 @@ def _save_trained(
     target = folder.adapter if config.lora else folder.model
     with atomic_folder(target) as partial:
         model = trainer.policy.model
+        if isinstance(trainer.policy, HeadPolicy):
+            save_head_files(trainer.policy, partial, config, tokenizer)
         if config.lora:
             save_adapter(model, partial, base_name=config.model.name, revision=config.model.revision)
         else:

@@ -176,7 +176,7 @@ def measure(policy: Policy, layers: Sequence[nn.Module]) -> list[tuple[int, int]
         policy.train()
         cuda = [device] if device.type == "cuda" else []
         with torch.random.fork_rng(cuda), torch.enable_grad(), counter.counting():
-            policy(batch)
+            policy.sketch(batch)
     finally:
         for module, training in was_training.items():
             module.training = training
