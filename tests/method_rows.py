@@ -8,7 +8,9 @@ from luthier.data.batch import Example, Segment
 from tiny_models import VOCAB
 
 VARIANTS: dict[str, list[dict[str, Any]]] = {
+    "sft": [{"label_smoothing": 0.1, "z_loss": 0.01}, {"token_metrics": True}],
     "focal": [{"gamma": 0.5}],
+    "eaft": [{"alpha": 0.4}],
     "dpo": [
         {"loss_type": "hinge"},
         {"loss_type": "ipo"},
@@ -29,6 +31,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"divergence": "js"},
         {"divergence": "alpha", "alpha": 0.7},
         {"ld_alpha": 0.3},
+        {"wpo": True, "loss_type": "hinge"},
     ],
     "kto": [
         {"loss_type": "apo_zero_unpaired"},

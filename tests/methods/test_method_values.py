@@ -1,6 +1,7 @@
 """What each method says before the first update, and that its gradient is the derivative of its loss."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from luthier.config.load import config_from_dict
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Batch, collate
 from luthier.errors import ConfigError
+from luthier.kernels.token_statistics import of_logits
 from luthier.methods import _preference, _ranks, _sequences
 from luthier.methods.base import Scores
 from luthier.training.build import build_method
@@ -65,7 +67,9 @@ def test_the_first_step_has_the_exact_loss(name: str) -> None:
 def test_every_method_with_a_reference_has_a_known_first_value() -> None:
     for method, options in all_variants():
         made = load_plugin(luthier.methods, method)(**options)
-        mixed = not isinstance(options.get("loss_type", ""), str) or "desirable_weight" in options
+        mixed = (
+            not isinstance(options.get("loss_type", ""), str) or {"desirable_weight", "wpo"} & options.keys()
+        )
         assert not made.needs_reference or mixed or variant_id((method, options)) in FIRST
 
 
@@ -96,6 +100,10 @@ def test_the_gradient_is_the_derivative_of_the_loss(variant: tuple[str, dict[str
     method = load_plugin(luthier.methods, variant[0])(**variant[1])
     if method.head(LABELS):
         return check_head(method)
+    if variant[1].get("wpo"):
+        return check_wpo(method)
+    if method.needs_distribution:
+        return check_distribution(method)
     batch, logp_N, reference_N, step = scored(method)
     logp_N.requires_grad_()
     if variant[0] == "dft":
@@ -125,6 +133,42 @@ def check_head(method: Any) -> None:
         eps=1e-7,
         atol=1e-5,
     )
+
+
+def check_distribution(method: Any) -> None:
+    """With respect to logits, for what the loss knows beside the log-probabilities comes from them, too."""
+    batch, *_ = scored(method)
+    logits_NV = 2 * torch.randn(len(batch.target_N), 6, dtype=torch.float64)
+    target_N = batch.target_N % 6
+    held = {"top_entropy": of_logits(logits_NV, target_N, ("top_entropy",))["top_entropy"]}
+
+    def loss(logits: Tensor) -> Tensor:
+        found = of_logits(logits, target_N, method.needs_distribution)
+        return method.loss(Scores(found.pop("logp"), distribution=found | held), batch)[0]
+
+    assert torch.autograd.gradcheck(loss, (logits_NV.requires_grad_(),))
+
+
+def check_wpo(method: Any) -> None:
+    """The gradient of one pair is the weight times that of the loss without it; the weight by its definition."""
+    for seed in range(4):
+        batch = collate([rows_for("pair", 1, seed).example(0)])
+        generator = torch.Generator().manual_seed(seed)
+        logits_NV = torch.randn(len(batch.target_N), 6, generator=generator, dtype=torch.float64)
+        reference_N, target_N = torch.full((len(logits_NV),), -1.5).double(), batch.target_N % 6
+        p_NV, chosen_N = logits_NV.softmax(-1), batch.sequence_N == 0
+        likelihood_N = p_NV.gather(1, target_N[:, None])[:, 0] / (p_NV**2).sum(-1)
+        weight = likelihood_N[chosen_N].log().mean().exp() * likelihood_N[~chosen_N].log().mean().exp()
+        logits_NV.requires_grad_()
+        values = []
+        for made in (method, replace(method, wpo=False)):
+            found = of_logits(logits_NV, target_N, ("log_squares",))
+            loss = made.loss(Scores(found.pop("logp"), reference_N, distribution=found), batch)[0]
+            values.append((loss, torch.autograd.grad(loss, logits_NV)[0]))
+        (found_loss, found_gradient), (plain_loss, plain_gradient) = values
+        torch.testing.assert_close(found_loss, weight * plain_loss)
+        torch.testing.assert_close(found_gradient, weight * plain_gradient)
+        assert float(plain_gradient.norm()) > 1e-3
 
 
 def check_dft(method: Any, batch: Batch, logp_N: Tensor) -> None:
@@ -176,6 +220,7 @@ def test_the_mean_of_bco_runs_over_all_steps() -> None:
         ({"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0]}, "has 1 numbers for 2 losses"),
         ({"loss_type": "exo_pair"}, "set it to 0.001"),
         ({"loss_type": ["aot", "aot_pair"]}, "choose one"),
+        ({"loss_type": "aot", "wpo": True}, "set wpo: false or take another loss_type"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:

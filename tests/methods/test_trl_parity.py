@@ -63,6 +63,12 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "js": ("dpo", {"divergence": "js"}, {"loss_types": ["sigmoid"], "f_divergence_type": "js_divergence"}),
     "alpha": ("dpo", {"divergence": "alpha"}, {"loss_types": ["sigmoid"], "f_divergence_type": "alpha_divergence"}),
     "ld": ("dpo", {"ld_alpha": 0.3}, {"loss_types": ["sigmoid"], "ld_alpha": 0.3}),
+    "wpo": ("dpo", {"wpo": True}, {"loss_types": ["sigmoid"], "use_weighting": True}),
+    "wpo-sum": (
+        "dpo",
+        {"wpo": True, "loss_type": ["nca_pair", "sigmoid"], "beta": 0.3},
+        {"loss_types": ["nca_pair", "sigmoid"], "beta": 0.3, "use_weighting": True},
+    ),
     "kto": (
         "kto",
         {"desirable_weight": 1.2, "undesirable_weight": 0.7},
@@ -89,6 +95,11 @@ def tables() -> tuple[np.ndarray, np.ndarray]:
     )
 
 
+def log_squares() -> np.ndarray:
+    """Log of the summed squares of the model's distribution at each token, [rows, tokens]."""
+    return -np.random.default_rng(4).gamma(1.0, 0.7, (len(LENGTHS), max(LENGTHS))).astype(np.float32)
+
+
 @pytest.fixture(scope="module")
 def trl_answers() -> dict[str, dict[str, Any]]:
     """TRL's answer to each case."""
@@ -97,6 +108,7 @@ def trl_answers() -> dict[str, dict[str, Any]]:
     for method, _, trl_settings in CASES.values():
         settings = {"loss_weights": [1.0] * len(trl_settings.get("loss_types", [])), **trl_settings}
         common = {"logp": logp, "reference": reference, "lengths": LENGTHS, "labels": LABELS, "kl": KL}
+        common["log_squares"] = log_squares().tolist()
         kind = "cpo" if method == "simpo" else method
         asked.append({"kind": kind, "settings": settings, "mean": method in ("simpo", "orpo"), **common})
     worker = Path(__file__).with_name("trl_worker.py")
@@ -136,7 +148,8 @@ def ours(name: str) -> tuple[float, np.ndarray, dict[str, float]]:
         step = method.statistics(torch.tensor(KL, dtype=torch.float64)[:, None], None)
     elif method.looks_ahead:
         step = method.statistics(method.preview(Scores(logp_N.detach(), reference_N), batch), None)
-    loss, metrics = method.loss(Scores(logp_N, reference_N, step), batch)
+    more = {"log_squares": torch.tensor(log_squares()).flatten()[index_N]}
+    loss, metrics = method.loss(Scores(logp_N, reference_N, step, distribution=more), batch)
     count = method.count(batch)
     value = loss / count
     value.backward()

@@ -2,7 +2,8 @@
 
 Trainers are not built: their loss functions are called with what they read from `self`, and with models that return
 the log-probabilities. Each case: kind, settings, logp and reference [rows][tokens] (rows: all chosen, then all
-rejected), lengths, labels and kl where the method has them. Answers: loss, gradient of logp, metrics.
+rejected), log_squares [rows][tokens], lengths, labels and kl where the method has them. Answers: loss, gradient of
+logp, metrics.
 """
 
 import contextlib
@@ -21,10 +22,11 @@ class Model(torch.nn.Module):
 
     is_gradient_checkpointing = False
 
-    def __init__(self, logp: Tensor):
+    def __init__(self, logp: Tensor, log_squares: Tensor | None = None):
         super().__init__()
         self.outputs = SimpleNamespace(
             log_probs=logp,
+            log_sum_sq_probs=log_squares,
             entropy=torch.zeros_like(logp),
             mean_logits=torch.zeros_like(logp),
             is_top1=torch.zeros_like(logp, dtype=torch.bool),
@@ -41,7 +43,7 @@ def trainer(case: dict[str, Any], logp: Tensor) -> SimpleNamespace:
         device=torch.device("cpu"), gather=same, gather_for_metrics=same, unwrap_model=same
     )
     made = SimpleNamespace(
-        model=Model(logp),
+        model=Model(logp, torch.tensor(case["log_squares"])),
         ref_model=Model(torch.tensor(case["reference"])),
         accelerator=accelerator,
         aux_loss_enabled=False,

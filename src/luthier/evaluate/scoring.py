@@ -34,7 +34,10 @@ class Scorer:
             values = self.policy(batch)
             return Scores(values.new_zeros(0), step=self.statistics, values=values)
         reference_N = self.reference.logprobs(batch) if self.reference else None
-        return Scores(self.policy(batch), reference_N, self.statistics)
+        if not (names := self.method.needs_distribution):
+            return Scores(self.policy(batch), reference_N, self.statistics)
+        found = self.policy.statistics(batch, names)
+        return Scores(found.pop("logp"), reference_N, self.statistics, distribution=found)
 
     @torch.no_grad()
     def look_ahead(self, batches: Sequence[Batch], device: torch.device) -> list[Batch]:

@@ -130,6 +130,17 @@ FORMULAS: dict[str, Callable[[Pairs], Tensor]] = {
 """Each of them per pair, [P]."""
 
 
+def on_policy_weight(logp_N: Tensor, log_squares_N: Tensor, batch: Batch) -> Tensor:
+    """How much each pair looks like the model's own answers, without a gradient, [P] (WPO, arXiv:2406.11827, eq. 2).
+
+    exp of the mean over an answer's tokens of log p - log Σ p², times the same of the other answer. The second
+    term, over the vocabulary, makes the mean weight of a token that the model draws 1.
+    """
+    mean_Q = _sequences.sums((logp_N - log_squares_N).detach(), batch) / _sequences.lengths(batch)
+    chosen_P, rejected_P = _sequences.pairs(mean_Q)
+    return (chosen_P + rejected_P).exp()
+
+
 def count_pairs(batch: Batch) -> float:
     """Rows of the batch, each a pair."""
     return float(_sequences.real(batch).sum()) / 2

@@ -9,14 +9,15 @@ a ranking). Such a method looks ahead: before the first backward pass it is show
 without gradients, and what it makes of them, on all ranks together, is handed to each of its losses.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.content import Kind
+from luthier.kernels.token_statistics import Statistic
 from luthier.models.value_head import Head
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class Scores:
     """What a head of another kind says, in fp32; `logp_N` is then empty. A score: [Q, labels], read at the last
     token of each sequence. Steps: [N, labels], read at the token that each prediction is made from. An embedding:
     a vector for each sequence, [Q, D]."""
+    distribution: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    """What `needs_distribution` names, [N] each in fp32, by name."""
 
 
 class Method:
@@ -64,6 +67,14 @@ class Method:
     def needs_reference(self) -> bool:
         """Whether the loss compares with the model as it was before training."""
         return False
+
+    @property
+    def needs_distribution(self) -> tuple[Statistic, ...]:
+        """What the loss must know of each prediction's distribution beside the target's log-probability.
+
+        The names and formulas are in `kernels/token_statistics.py`. Each costs sweeps over the logits.
+        """
+        return ()
 
     @property
     def looks_ahead(self) -> bool:

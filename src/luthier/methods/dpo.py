@@ -20,8 +20,9 @@ loss = -log σ(beta · (h_c - h_r)),   h = log π(y|x) - log π_ref(y|x),   aver
 `aot` sorts over the whole step what the model and what the reference say of the pairs (TRL's `aot`); `aot_pair` is
 TRL's `aot_unpaired`: h of the chosen answers against h of the rejected ones. Both cost one more forward pass.
 
-Not here, and why: WPO's weights (2406.11827) need Σ p² of the vocabulary, which the head does not give; TR-DPO's
-moving reference (2404.09656) needs a reference that checkpoints hold.
+`wpo` weighs each pair's whole loss by how likely the model itself is to give its answers (2406.11827).
+
+Not here, and why: TR-DPO's moving reference (2404.09656) needs a reference that checkpoints hold.
 
 When: pairs of a better and a worse answer, after supervised fine-tuning. Watch rewards/accuracies (above 0.5 and
 rising) and rewards/margins; logps/chosen often falls, which an `sft` term prevents.
@@ -39,6 +40,7 @@ from torch import Tensor
 from luthier.config.settings import settings
 from luthier.data.batch import Batch
 from luthier.errors import ConfigError
+from luthier.kernels.token_statistics import Statistic
 from luthier.methods import _preference, _ranks, _sequences
 from luthier.methods.base import Method, Reads, Scores
 
@@ -77,6 +79,9 @@ class DPO(Method):
     discopop_tau: Annotated[float, Field(gt=0)] = 0.05
     """Temperature of the blend in discopop."""
 
+    wpo: bool = False
+    """Weigh each pair by how likely the model is to give its two answers (WPO, arXiv:2406.11827)."""
+
     reads: ClassVar[Reads] = "pair"
     metrics: ClassVar[tuple[str, ...]] = (*_preference.METRICS, "nll_loss")
 
@@ -93,6 +98,11 @@ class DPO(Method):
             )
         if len(set(SORTED) & set(self._losses)) > 1:
             raise ConfigError("method.loss_type has both aot and aot_pair; choose one")
+        if self.wpo and self.looks_ahead:
+            raise ConfigError(
+                "method.wpo weighs each pair, and method.loss_type aot or aot_pair compares with the pairs of the "
+                "whole step, so no loss belongs to one pair; set wpo: false or take another loss_type"
+            )
 
     @property
     def _losses(self) -> tuple[str, ...]:
@@ -101,6 +111,10 @@ class DPO(Method):
     @property
     def needs_reference(self) -> bool:
         return True
+
+    @property
+    def needs_distribution(self) -> tuple[Statistic, ...]:
+        return ("log_squares",) if self.wpo else ()
 
     @property
     def looks_ahead(self) -> bool:
@@ -127,6 +141,10 @@ class DPO(Method):
             else:
                 value_P = nll_P if name == "sft" else _preference.FORMULAS[name](pairs)
             loss_P = loss_P + weight * value_P
+        if self.wpo:
+            loss_P = loss_P * _preference.on_policy_weight(
+                scores.logp_N, scores.distribution["log_squares"], batch
+            )
         found = _preference.metrics(self.beta * c, self.beta * r, logp_Q, mask_P)
         return _sequences.total(loss_P, mask_P), found | {"nll_loss": _sequences.total(nll_P, mask_P)}
 

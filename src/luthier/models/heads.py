@@ -1,5 +1,6 @@
 """How a model turns hidden states into logits: its output embedding, and what it does to the result."""
 
+from collections.abc import Sequence
 from itertools import product
 from typing import Any
 
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
+from luthier.kernels.token_statistics import Statistic, token_statistics
 from luthier.models.lora import LoraLinear
 from luthier.models.token_rows import TokenRows
 
@@ -40,6 +42,12 @@ class OutputHead:
     def logprobs(self, hidden_ND: Tensor, target_N: Tensor) -> Tensor:
         """Log-probability of each target, [N]; any loss may follow."""
         return token_logprobs(*self.inputs(hidden_ND), target_N, self.shape)
+
+    def statistics(
+        self, hidden_ND: Tensor, target_N: Tensor, names: Sequence[Statistic]
+    ) -> dict[str, Tensor]:
+        """`logp` of each target and what else is asked of its distribution, [N] each."""
+        return token_statistics(*self.inputs(hidden_ND), target_N, names, self.shape)
 
     def linear_loss(
         self, hidden_ND: Tensor, target_N: Tensor, coefficient_N: Tensor

@@ -7,6 +7,7 @@ Three layouts, chosen by what the model can do (tripwire.py), with the same numb
 - plain: one document at a time through the model's own logits; for models with a head of their own making.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -16,6 +17,7 @@ from transformers import PreTrainedModel
 from luthier.data.batch import Batch
 from luthier.kernels.attention import Forest
 from luthier.kernels.logprob import LogitShape
+from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
 from luthier.models.heads import OutputHead
 
@@ -51,17 +53,23 @@ class Policy(nn.Module):
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every prediction, [N], in fp32."""
         if self.layout == "plain":
-            return self._plain_logprobs(batch)
+            return self._plain(batch)["logp"]
         return self.head.logprobs(self._hidden(batch), batch.target_N)
 
     def sketch(self, batch: Batch) -> Tensor:
         """One number for each prediction, [N], by which layouts and layers are compared."""
         return self(batch)
 
+    def statistics(self, batch: Batch, names: Sequence[Statistic]) -> dict[str, Tensor]:
+        """`logp` of every prediction and what else is asked of its distribution, [N] each, in fp32."""
+        if self.layout == "plain":
+            return self._plain(batch, names)
+        return self.head.statistics(self._hidden(batch), batch.target_N, names)
+
     def linear_loss(self, batch: Batch, coefficient_N: Tensor) -> tuple[Tensor, Tensor]:
         """Σ coefficient · logp, differentiable, and logp [N] detached; cheaper than `forward` for such losses."""
         if self.layout == "plain":
-            logp_N = self._plain_logprobs(batch)
+            logp_N = self._plain(batch)["logp"]
             return (coefficient_N * logp_N).sum(), logp_N.detach()
         return self.head.linear_loss(self._hidden(batch), batch.target_N, coefficient_N)
 
@@ -83,15 +91,14 @@ class Policy(nn.Module):
             pieces.append(hidden_PD.index_select(0, source_M))
         return torch.cat(pieces)[self._order(batch)]
 
-    def _plain_logprobs(self, batch: Batch) -> Tensor:
+    def _plain(self, batch: Batch, names: Sequence[Statistic] = ()) -> dict[str, Tensor]:
         pieces = []
         for tokens_P, source_M in self._documents(batch):
             logits_PV = self.model(input_ids=tokens_P[None], use_cache=False).logits[0]
             logits_MV = logits_PV.index_select(0, source_M)
             accumulate = torch.promote_types(logits_MV.dtype, torch.float32)
-            pieces.append(torch.log_softmax(logits_MV, -1, dtype=accumulate))
-        logp_NV = torch.cat(pieces)[self._order(batch)]
-        return logp_NV.gather(1, batch.target_N[:, None])[:, 0]
+            pieces.append(logits_MV.to(accumulate))
+        return of_logits(torch.cat(pieces)[self._order(batch)], batch.target_N, names)
 
     def _documents(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """For each sequence the tokens from its root on, [P], and where in them its predictions start from, [M]."""
