@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from bench import results
-from bench.contest import PEERS_PYTHON, Contestant, luthier, peers, sweep
+from bench.contest import PEERS_PYTHON, Contestant, imitation, luthier, peers, sweep
 from bench.parity import measure_parity
 from bench.prepare import tasks
 from bench.runner import Result, Task, compete, fastest, probe_sweep
@@ -106,7 +106,7 @@ def measure(task: Task, options: Options, folder: Path, scratch: Path, console: 
     if not contestants:
         return None
     result, path = opened(task, options, about, folder)
-    if task.workload.kind == "sft" and any(one.name.startswith("trl-best") for one in contestants):
+    if any(one.name.startswith("trl-best") for one in contestants):
         result["sweep"] = sweep_state(task, folder, about["class"])
     result = compete(
         task, contestants, options.repeats, result, say, lambda found: results.write(found, path)
@@ -144,6 +144,8 @@ def opened(task: Task, options: Options, about: dict[str, Any], folder: Path) ->
 def taking_part(task: Task, options: Options, folder: Path, class_name: str, say: Any) -> list[Contestant]:
     """Luthier and, if they are wanted and there, the peers; TRL's best rows from its sweep."""
     found = [] if task.workload.missing else [luthier(task.workload)]
+    if task.workload.kind == "dpo":
+        found.append(imitation())
     if options.peers:
         best = best_of_sweep(task, options, folder, class_name, say) if wants_best(options) else []
         found += peers(task.workload, task.size, task.tokens, options.device, best)

@@ -15,6 +15,8 @@ DEFAULT_MICRO = 8
 DEFAULT_MAX_LENGTH = 1024
 """TRL's; longer rows would be cut."""
 
+IMITATION = "luthier-sft"
+
 ALLOCATOR = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
@@ -50,7 +52,15 @@ class Contestant:
 def luthier(workload: Workload) -> Contestant:
     """Luthier with its defaults."""
     module = "luthier_generate" if workload.kind == "generate" else "luthier_sft"
-    return Contestant("luthier", module, "Luthier, its defaults", peer=False)
+    options = {"method": "dpo"} if workload.kind == "dpo" else {}
+    return Contestant("luthier", module, "Luthier, its defaults", options, peer=False)
+
+
+def imitation() -> Contestant:
+    """Luthier learning the same tokens of preference pairs by SFT: what DPO's memory is compared with."""
+    return Contestant(
+        IMITATION, "luthier_sft", "Luthier, SFT on the same tokens", {"method": "sft"}, peer=False
+    )
 
 
 def reference() -> Contestant:
@@ -65,15 +75,13 @@ def peers(
     if workload.kind == "generate":
         return list(_generators())
     if workload.kind == "dpo":
-        return list(_preferences(min(DEFAULT_MICRO, size.samples)))
+        return list(_preferences(min(DEFAULT_MICRO, size.samples), best))
     if workload.kind != "sft":
         return []
     length = {} if longest <= DEFAULT_MAX_LENGTH else {"max_length": longest}
     micro = min(DEFAULT_MICRO, size.samples)
     found = [Contestant("trl-default", "trl_sft", "TRL SFTTrainer, its defaults", {"micro": micro, **length})]
-    for place, options in enumerate(best, 1):
-        name = "trl-best" if place == 1 else f"trl-best-{place}"
-        found.append(Contestant(name, "trl_sft", f"TRL, number {place} of the sweep", options))
+    found += _best("trl_sft", best)
     if best and device == "cpu":
         about = "TRL's best with Luthier's allocator and thread settings"
         found.append(Contestant("trl-best+env", "trl_sft", about, best[0], ALLOCATOR))
@@ -97,8 +105,15 @@ def _gpu_only(micro: int, length: dict[str, int]) -> Iterator[Contestant]:
     yield Contestant("unsloth", "unsloth_sft", "Unsloth, its notebook's settings", {"micro": micro, **length})
 
 
-def _preferences(micro: int) -> Iterator[Contestant]:
+def _best(module: str, best: list[dict[str, Any]]) -> Iterator[Contestant]:
+    for place, options in enumerate(best, 1):
+        name = "trl-best" if place == 1 else f"trl-best-{place}"
+        yield Contestant(name, module, f"TRL, number {place} of the sweep", options)
+
+
+def _preferences(micro: int, best: list[dict[str, Any]]) -> Iterator[Contestant]:
     yield Contestant("trl-default", "trl_dpo", "TRL DPOTrainer, its defaults", {"micro": micro})
+    yield from _best("trl_dpo", best)
     for dtype in ("float32", "bfloat16"):
         options = {"micro": 1, "dtype": dtype, "checkpointing": False}
         yield Contestant(f"trl-{dtype}", "trl_dpo", f"TRL in {dtype}, one pair at a time", options)
@@ -112,7 +127,9 @@ def _generators() -> Iterator[Contestant]:
 
 
 def sweep(workload: Workload, size: Size, longest: int) -> list[Contestant]:
-    """TRL's declared sweep: dtype x micro-batch x gradient checkpointing x packing."""
+    """TRL's declared sweep: dtype x micro-batch x gradient checkpointing x packing, which DPO does not have."""
+    if workload.kind == "dpo":
+        return list(_preference_sweep(size))
     if workload.kind != "sft":
         return []
     max_length = max(DEFAULT_MAX_LENGTH, longest)
@@ -131,8 +148,14 @@ def sweep(workload: Workload, size: Size, longest: int) -> list[Contestant]:
     return found
 
 
+def _preference_sweep(size: Size) -> Iterator[Contestant]:
+    for dtype, checkpointing, micro in product(("float32", "bfloat16"), (False, True), size.micro):
+        options = {"dtype": dtype, "micro": micro, "checkpointing": checkpointing}
+        yield Contestant(sweep_name(options), "trl_dpo", "a row of TRL's sweep", options)
+
+
 def sweep_name(options: dict[str, Any]) -> str:
     """A short name for options of the sweep."""
     parts = [{"float32": "fp32", "bfloat16": "bf16"}[options["dtype"]], f"mb{options['micro']}"]
-    parts += ["gc"] * options["checkpointing"] + ["packed"] * options["packing"]
+    parts += ["gc"] * options["checkpointing"] + ["packed"] * options.get("packing", False)
     return "trl-" + "-".join(parts)

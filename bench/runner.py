@@ -123,9 +123,12 @@ def rates_of(machine: Sequence[dict[str, Any]], dtypes: Sequence[str]) -> tuple[
 
 
 def limit_of(task: Task, machine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The additive roofline of this workload on this machine, in tokens a second."""
+    """The additive roofline of this workload on this machine, in tokens a second.
+
+    None for preference pairs: their tokens are counted with a prompt for each answer, and need not be computed so.
+    """
     found = rates_of(machine, task.dtypes)
-    if found is None:
+    if found is None or task.workload.kind == "dpo":
         return None
     dtype, rates = found
     if task.workload.kind == "generate":

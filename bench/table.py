@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from bench.contest import IMITATION
 from bench.runner import BUSY, Result
 
 NONE = "-"
@@ -88,6 +89,10 @@ def footnotes(result: Result) -> list[str]:
         lines.append(
             f"trl-best is the best of {len(result['sweep']['probed'])} rows probed; not probed: {', '.join(unprobed)}"
         )
+    peaks = {row["contestant"]: row.get("peak_bytes") for row in result["summary"]}
+    if peaks.get("luthier") and peaks.get(IMITATION):
+        ratio = peaks["luthier"]["median"] / peaks[IMITATION]["median"]
+        lines.append(f"peak memory of luthier is {ratio:.2f} times that of SFT on the same tokens")
     loads = [found["load"] for found in result["gemm"]]
     if loads:
         busy = max(loads[:1])

@@ -86,7 +86,6 @@ WORKLOADS = {
             gpu=Size(LARGE, samples=16, micro=(1, 2, 4, 8)),
             lengths="dpo",
             lr=5e-6,
-            missing="DPO comes with issue 5",
         ),
         Workload(
             "E",
@@ -98,7 +97,7 @@ WORKLOADS = {
             answer=256,
             group=8,
             lr=1e-6,
-            missing="GRPO comes with issue 5",
+            missing="GRPO is not there yet",
         ),
         Workload(
             "F",

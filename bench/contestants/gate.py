@@ -54,7 +54,7 @@ def speeds(spec: Spec) -> Iterator[dict[str, Any]]:
     """
     rows = load_rows(spec["rows"])
     trainer, _ = luthier_sft.build(spec, luthier_sft.Documents(rows))
-    trainer.source = luthier_sft.steps_of_rows(trainer, luthier_sft.Documents(rows), spec["samples"])
+    trainer.source = luthier_sft.steps_of_rows(trainer, spec["samples"])
     trainer.policy.train()
     for step in range(spec["warm_up"]):
         trainer.step(trainer.source.step(step))
@@ -133,7 +133,7 @@ def largest_tensor(spec: Spec) -> dict[str, int]:
     """Elements of the largest tensor that a step makes, and of the one it must not make: [N, V] logits."""
     rows = load_rows(spec["rows"])
     trainer, _ = luthier_sft.build(spec, luthier_sft.Documents(rows))
-    trainer.source = luthier_sft.steps_of_rows(trainer, luthier_sft.Documents(rows), spec["samples"])
+    trainer.source = luthier_sft.steps_of_rows(trainer, spec["samples"])
     trainer.policy.train()
     batches = trainer.source.step(0)
     largest = largest_made(lambda: trainer.step(batches))

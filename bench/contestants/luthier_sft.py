@@ -1,4 +1,8 @@
-"""Luthier as its users get it: a config, its defaults, the training loop. Only the rows come as ids."""
+"""Luthier as its users get it: a config, its defaults, the training loop. Only the rows come as ids.
+
+Options: method, sft if absent. Rows of one prompt with several answers are what encoding makes of judged answers:
+a prompt and its children.
+"""
 
 import os
 from collections.abc import Sequence
@@ -32,8 +36,13 @@ class Documents:
         from luthier.data.batch import Example, Segment
 
         start, end = int(self._starts[index]), int(self._starts[index + 1])
-        learned = np.arange(end - start) >= self.rows.lengths[index, 0]
-        return Example((Segment(self.rows.ids[start:end], learned.astype(np.float32)),), row=index)
+        sizes = self.rows.lengths[index]
+        if len(sizes) == 2:
+            learned = np.arange(end - start) >= sizes[0]
+            return Example((Segment(self.rows.ids[start:end], learned.astype(np.float32)),), row=index)
+        prompt, *answers = np.split(self.rows.ids[start:end], np.cumsum(sizes)[:-1])
+        children = [Segment(answer, np.ones(len(answer), np.float32), 0) for answer in answers]
+        return Example((Segment(prompt, np.zeros(len(prompt), np.float32)), *children), row=index)
 
     def locate(self, row: int) -> str:
         return f"row {row}"
@@ -48,7 +57,7 @@ def run(spec: Spec, wire: Wire) -> None:
     trainer, notes = build(spec, documents)
     for note in notes:
         wire.send("note", text=note)
-    trainer.source = steps_of_rows(trainer, documents, spec["samples"])
+    trainer.source = steps_of_rows(trainer, spec["samples"])
     if spec.get("gradients"):
         keep_first_gradients(trainer, Path(spec["gradients"]))
     wire.send("loaded")
@@ -71,6 +80,7 @@ def build(spec: Spec, documents: Documents) -> tuple["Trainer", list[str]]:
     values: dict[str, Any] = {
         "model": {"name": spec["model"], "device": spec["device"]},
         "data": {"path": "rows-come-as-ids", "max_length": longest},
+        "method": spec.get("options", {}).get("method", "sft"),
         "optim": {"lr": spec["lr"]},
         "schedule": {"name": "constant", "warmup_steps": 0},
         "train": {"steps": spec["max_steps"]},
@@ -113,7 +123,7 @@ def shared_name(name: str) -> str:
     return name
 
 
-def steps_of_rows(trainer: "Trainer", documents: Documents, samples: int) -> Any:
+def steps_of_rows(trainer: "Trainer", samples: int) -> Any:
     """A source whose steps hold `samples` rows each, in order, packed as Luthier packs.
 
     Its own source counts a step in tokens; the others count rows, and all are to learn from the same ones.
@@ -121,20 +131,21 @@ def steps_of_rows(trainer: "Trainer", documents: Documents, samples: int) -> Any
     from luthier.data.batch import collate
     from luthier.data.loader import StepSource
     from luthier.data.pack import pack
-    from luthier.data.sharing import share_prefixes
+    from luthier.data.sharing import num_logical_tokens, share_prefixes
 
     class RowSteps(StepSource):
         def step(self, step: int) -> "list[Batch]":
-            rows = np.arange(step * samples, (step + 1) * samples) % len(documents.rows)
-            packs: Sequence[Any] = pack(documents.lengths[rows], self.micro_tokens)
+            lengths = np.asarray(self.dataset.lengths)
+            rows = np.arange(step * samples, (step + 1) * samples) % len(lengths)
+            packs: Sequence[Any] = pack(lengths[rows], self.micro_tokens)
             batches = [collate([self.dataset.example(int(i)) for i in rows[p]]) for p in packs]
-            # counted in what is trained on, before anything is shared
-            self.tokens = sum(batch.num_tokens for batch in batches)
+            # as the others count: every answer with a prompt of its own
+            self.tokens = sum(map(num_logical_tokens, batches))
             self.learned = sum(int((batch.weight_N > 0).sum()) for batch in batches)
             return [share_prefixes(batch) for batch in batches] if old.sharing else batches
 
     old = trainer.source
-    return RowSteps(documents, tokens_per_step=old.micro_tokens, micro_tokens=old.micro_tokens)
+    return RowSteps(old.dataset, tokens_per_step=old.micro_tokens, micro_tokens=old.micro_tokens)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def reporter(spec: Spec, wire: Wire) -> Any:

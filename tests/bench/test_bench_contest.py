@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 from bench.app import Options, find, same_answers
-from bench.contest import Contestant, luthier, peers, sweep
+from bench.contest import Contestant, imitation, luthier, peers, sweep
 from bench.gpu import PLAN, failures, lease
 from bench.rows import Rows
 from bench.runner import Task, fastest, interleaved
 from bench.shapes import SHAPES
+from bench.table import footnotes
 from bench.workloads import WORKLOADS
 from rich.console import Console
 
@@ -39,6 +40,25 @@ def test_the_sweep_is_the_whole_product() -> None:
     for key, values in {"dtype": 2, "micro": 4, "checkpointing": 2, "packing": 2}.items():
         assert len({row.options[key] for row in rows}) == values
     assert {row.options["max_length"] for row in rows} == {1024}
+
+
+def test_the_sweep_of_preferences_is_the_whole_product_without_packing() -> None:
+    workload = WORKLOADS["D"]
+    assert workload.cpu is not None
+    rows = sweep(workload, workload.cpu, 800)
+    assert len(rows) == len({row.name for row in rows}) == 2 * 2 * len(workload.cpu.micro)
+    assert "trl-fp32-mb1" in {row.name for row in rows} and all(row.same_rows for row in rows)
+    assert luthier(workload).options == {"method": "dpo"}
+    best = [c for c in peers(workload, workload.cpu, 800, "cpu", [rows[0].options]) if c.name == "trl-best"]
+    assert [(c.module, c.options) for c in best] == [("trl_dpo", rows[0].options)]
+
+
+def test_memory_of_preferences_is_told_next_to_that_of_imitation() -> None:
+    rows = [{"contestant": "luthier", "peak_bytes": {"median": 3e9}, "notes": [], "failures": []}]
+    rows.append({**rows[0], "contestant": imitation().name, "peak_bytes": {"median": 2e9}})
+    assert footnotes({"summary": rows, "gemm": []}) == [
+        "peak memory of luthier is 1.50 times that of SFT on the same tokens"
+    ]
 
 
 def test_long_documents_are_not_cut_by_a_default() -> None:
