@@ -38,6 +38,12 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"desirable_weight": 1.3, "undesirable_weight": 0.6},
     ],
     "cpo": [{"loss_type": "hinge", "nll_weight": 0.5}, {"loss_type": "ipo"}, {"label_smoothing": 0.1}],
+    "tpo": [
+        {"loss_type": "tpo_l", "label_smoothing": 0.1},
+        {"loss_type": "hinge", "nll_weight": 0.5},
+        {"loss_type": "ipo"},
+    ],
+    "dpo_ranking": [{"loss_type": "pairwise"}],
     "simpo": [{"alpha": 0.25}, {"nll_weight": 0.5, "label_smoothing": 0.1}],
 }
 """Settings of a method beside its defaults that lead through other code."""
@@ -59,13 +65,16 @@ def variant_id(variant: tuple[str, dict[str, Any]]) -> str:
 
 
 def judged_rows(reads: str, num_rows: int = 24, seed: int = 0) -> list[Example]:
-    """Random rows of a prompt with answers of unequal lengths: pairs, or one or two answers with labels."""
+    """Random rows of a prompt with answers of unequal lengths: pairs, triples, one or two answers with labels, or
+    two to four with ranks, some of them equal."""
     draw = np.random.default_rng([seed, 7])
     rows = []
     for number in range(num_rows):
         ids = _ids(draw, 2, 12)
         prompt = Segment(ids, np.zeros(len(ids), np.float32))
-        num_answers = 2 if reads == "pair" else int(draw.integers(1, 3))
+        num_answers = {"pair": 2, "triple": 3, "ranking": int(draw.integers(2, 5))}.get(reads) or int(
+            draw.integers(1, 3)
+        )
         answers = []
         for _ in range(num_answers):
             ids = _ids(draw, 1, 9)
@@ -73,6 +82,9 @@ def judged_rows(reads: str, num_rows: int = 24, seed: int = 0) -> list[Example]:
         columns: dict[str, float | tuple[float, ...]] = {}
         if reads == "label":
             columns["label"] = tuple(float(draw.random() < 0.5) for _ in answers)
+        if reads == "ranking":
+            better = 1 + np.cumsum(draw.random(num_answers) < 0.8)
+            columns["rank"] = (1.0, *map(float, better[1:]))
         rows.append(Example((prompt, *answers), row=number, columns=columns))
     return rows
 

@@ -16,7 +16,8 @@ ROWS = {
     "conversation": "Conversations, or plain text; of judged answers only the good ones.",
     "pair": "Pairs: a prompt with a chosen and a rejected answer.",
     "label": "Answers with a label, good or bad; a pair counts as one of each.",
-    "ranking": "A prompt with several answers, ranked.",
+    "ranking": "A prompt with several answers that have `scores` or `ranks`, or three as in the format `triple`.",
+    "triple": "A prompt with an answer to imitate, a better and a worse one, or a ranking of three or more.",
 }
 
 

@@ -56,7 +56,7 @@ REFUSED = {
 }
 REFUSED["pair"] = REFUSED["answers"] | {"good", "bad"}
 REFUSED["label"] = REFUSED["answers"] | {"ranking"}
-REFUSED["ranking"] = REFUSED["answers"] | {"good", "bad", "pair"}
+REFUSED["ranking"] = REFUSED["triple"] = REFUSED["answers"] | {"good", "bad", "pair"}
 SET_ASIDE = {("conversation", "bad"), ("conversation", "wrong steps")}
 
 
@@ -109,6 +109,18 @@ def test_of_a_ranking_the_best_and_the_worst_are_compared(scores: list[float]) -
     made: Any = adapt(content, "pair")
     assert made.answers == (content.answers[0], content.answers[-1])
     assert made.facts == {"score": (scores[0], scores[-1])}
+
+
+def test_of_a_ranking_the_best_is_imitated_and_the_second_compared_with_the_worst() -> None:
+    content = judged("ranking", 4, rank=(1.0, 2.0, 2.0, 3.0))
+    made: Any = adapt(content, "triple")
+    assert made.answers == tuple(content.answers[i] for i in (0, 1, 3)) and made.facts == {"rank": (1, 2, 3)}
+    with pytest.raises(SetAside, match="the second and the worst answer have the same score"):
+        adapt(judged("ranking", 3, rank=(1.0, 2.0, 2.0)), "triple")
+    with pytest.raises(SetAside, match="the best and the worst answer have the same score"):
+        adapt(judged("ranking", 3, rank=(1.0, 1.0, 1.0)), "ranking")
+    with pytest.raises(RowRefused, match="a list of three answers or more"):
+        adapt(judged("ranking", 2, rank=(1.0, 2.0)), "triple")
 
 
 def test_a_pair_as_two_answers_with_labels() -> None:

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -12,7 +13,7 @@ import luthier.methods
 from head_models import LABELS
 from luthier.config.load import config_from_dict
 from luthier.config.plugins import load_plugin
-from luthier.data.batch import Batch, collate
+from luthier.data.batch import Batch, Example, collate
 from luthier.errors import ConfigError
 from luthier.kernels.token_statistics import of_logits
 from luthier.methods import _preference, _ranks, _sequences
@@ -23,7 +24,20 @@ from method_steps import rows_of, step_of
 from training_parts import rows_for
 
 LOG2 = math.log(2)
-FIRST = {
+
+
+def orders(row: Example) -> float:
+    """Σ log(1 + answers that are worse): log(K!) where no two of K answers are equally good."""
+    ranks = np.array(row.columns["rank"])
+    return float(np.log1p((ranks[:, None] < ranks[None]).sum(1)).sum())
+
+
+def ordered(row: Example) -> bool:
+    """Whether any answer is better than another one."""
+    return len(set(np.atleast_1d(row.columns["rank"]))) > 1
+
+
+FIRST: dict[str, Any] = {
     "dpo": LOG2,
     "dpo-hinge": 1.0,
     "dpo-ipo": 25.0,
@@ -46,8 +60,10 @@ FIRST = {
     "kto": 0.5,
     "kto-apo_zero_unpaired": 0.5,
     "bco": LOG2,
+    "dpo_ranking": lambda rows: sum(map(orders, rows)) / len(rows),
+    "dpo_ranking-pairwise": lambda rows: LOG2 * sum(map(ordered, rows)) / len(rows),
 }
-"""The loss where model and reference agree; it follows from the formula alone."""
+"""The loss where model and reference agree; it follows from the formula alone, and perhaps from the rows."""
 
 
 def variants_by_id() -> dict[str, tuple[str, dict[str, Any]]]:
@@ -59,7 +75,8 @@ def test_the_first_step_has_the_exact_loss(name: str) -> None:
     variant = variants_by_id()[name]
     rows = rows_of(variant)
     report, _ = step_of(variant, [collate(rows[:4]), collate(rows[4:])], moved=False)
-    assert report["loss"] == pytest.approx(FIRST[name], rel=1e-6)
+    expected = FIRST[name](rows) if callable(FIRST[name]) else FIRST[name]
+    assert report["loss"] == pytest.approx(expected, rel=1e-6)
     for metric in ("rewards/chosen", "rewards/rejected", "rewards/margins", "kl", "delta"):
         assert report.get(metric, 0.0) == 0.0  # the reference is the very same code on the very same weights
 

@@ -20,6 +20,12 @@ from luthier.methods.base import Scores
 
 PEERS = Path(__file__).resolve().parents[2] / "bench" / ".venv-peers" / "bin" / "python"
 LENGTHS = [3, 5, 2, 7, 4, 4, 6, 1]  # chosen answers of four pairs, then rejected ones
+BEST = [
+    4,
+    4,
+    4,
+    4,
+]  # answers to imitate; TRL's mean is over tokens, ours over answers, so they are of one length
 LABELS = [True, False, True, True, False, False, True, False]
 KL = [0.3, 0.9, -0.2, 0.1, 0.4, 0.2, 0.1, 0.6]
 
@@ -80,35 +86,57 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "cpo-ipo": ("cpo", {"nll_weight": 0.0, "loss_type": "ipo"}, {"loss_type": "ipo"}),
     "simpo": ("simpo", {}, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0}),
     "alphapo": ("simpo", {"alpha": 0.25}, {"loss_type": "simpo", "beta": 2.0, "simpo_gamma": 1.0, "alpha": 0.25}),
+    "tpo": ("tpo", {}, {"loss_type": "sigmoid", "beta": 0.01, "tpo_alpha": 1.0}),
+    "tpo-smooth": (
+        "tpo",
+        {"beta": 0.2, "nll_weight": 0.3, "label_smoothing": 0.1},
+        {"loss_type": "sigmoid", "beta": 0.2, "tpo_alpha": 0.3, "label_smoothing": 0.1},
+    ),
+    "tpo_l": (
+        "tpo",
+        {"loss_type": "tpo_l", "beta": 2.0},
+        {"loss_type": "tpo-l", "beta": 2.0, "tpo_alpha": 1.0, "tpo_l_gamma": 0.5},
+    ),
+    "tpo-ipo": ("tpo", {"loss_type": "ipo", "beta": 0.3}, {"loss_type": "ipo", "beta": 0.3, "tpo_alpha": 1.0}),
+    "tpo-hinge": (
+        "tpo",
+        {"loss_type": "hinge", "nll_weight": 0.5},
+        {"loss_type": "hinge", "beta": 0.01, "tpo_alpha": 0.5},
+    ),
     "orpo": ("orpo", {"beta": 0.5}, {"beta": 0.5}),
 }  # fmt: skip
 """By name: the method, its options here, and TRL's."""
 
 
-def tables() -> tuple[np.ndarray, np.ndarray]:
+def lengths_of(method: str) -> list[int]:
+    return [*LENGTHS, *BEST] if method == "tpo" else LENGTHS
+
+
+def tables(lengths: list[int]) -> tuple[np.ndarray, np.ndarray]:
     """Log-probabilities of model and reference, [rows, tokens], 0 where an answer has ended."""
     draw = np.random.default_rng(3)
-    inside = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
+    inside = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
     logp = -draw.gamma(2.0, 0.6, inside.shape) * inside
     return logp.astype(np.float32), ((logp + draw.normal(0, 0.5, inside.shape) * inside).clip(max=0)).astype(
         np.float32
     )
 
 
-def log_squares() -> np.ndarray:
+def log_squares(lengths: list[int]) -> np.ndarray:
     """Log of the summed squares of the model's distribution at each token, [rows, tokens]."""
-    return -np.random.default_rng(4).gamma(1.0, 0.7, (len(LENGTHS), max(LENGTHS))).astype(np.float32)
+    return -np.random.default_rng(4).gamma(1.0, 0.7, (len(lengths), max(lengths))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
 def trl_answers() -> dict[str, dict[str, Any]]:
     """TRL's answer to each case."""
-    logp, reference = (table.tolist() for table in tables())
     asked = []
     for method, _, trl_settings in CASES.values():
         settings = {"loss_weights": [1.0] * len(trl_settings.get("loss_types", [])), **trl_settings}
-        common = {"logp": logp, "reference": reference, "lengths": LENGTHS, "labels": LABELS, "kl": KL}
-        common["log_squares"] = log_squares().tolist()
+        lengths = lengths_of(method)
+        logp, reference = (table.tolist() for table in tables(lengths))
+        common = {"logp": logp, "reference": reference, "lengths": lengths, "labels": LABELS, "kl": KL}
+        common["log_squares"] = log_squares(lengths).tolist()
         kind = "cpo" if method == "simpo" else method
         asked.append({"kind": kind, "settings": settings, "mean": method in ("simpo", "orpo"), **common})
     worker = Path(__file__).with_name("trl_worker.py")
@@ -119,17 +147,21 @@ def trl_answers() -> dict[str, dict[str, Any]]:
     return dict(zip(CASES, json.loads(done.stdout), strict=True))
 
 
-def batch_of(paired: bool) -> tuple[Batch, list[int]]:
+def batch_of(reads: str) -> tuple[Batch, list[int]]:
     """The same answers as a batch, and for each sequence its row in the tables."""
     half = len(LENGTHS) // 2
-    groups = [[pair, pair + half] for pair in range(half)] if paired else [[row] for row in range(2 * half)]
+    groups = [[row] for row in range(2 * half)]
+    if reads in ("pair", "triple"):
+        groups = [[*[2 * half + pair] * (reads == "triple"), pair, pair + half] for pair in range(half)]
+    lengths = [*LENGTHS, *BEST]
+    labels = dict(enumerate(LABELS))
     prompt, examples = Segment(np.array([1], np.int32), np.zeros(1, np.float32)), []
     for number, group in enumerate(groups):
         answers = [
-            Segment(np.full(LENGTHS[row], 5, np.int32), np.ones(LENGTHS[row], np.float32), 0) for row in group
+            Segment(np.full(lengths[row], 5, np.int32), np.ones(lengths[row], np.float32), 0) for row in group
         ]
         examples.append(
-            Example((prompt, *answers), number, {"label": tuple(float(LABELS[row]) for row in group)})
+            Example((prompt, *answers), number, {"label": tuple(float(labels.get(row, 1)) for row in group)})
         )
     return collate(examples), [row for group in groups for row in group]
 
@@ -137,10 +169,11 @@ def batch_of(paired: bool) -> tuple[Batch, list[int]]:
 def ours(name: str) -> tuple[float, np.ndarray, dict[str, float]]:
     method_name, options, _ = CASES[name]
     method: Any = load_plugin(luthier.methods, method_name)(**options)
-    batch, order = batch_of(method.reads == "pair")
-    places = [(order[q], t) for q in range(len(order)) for t in range(LENGTHS[order[q]])]
-    index_N = torch.tensor([row * max(LENGTHS) + t for row, t in places])
-    table, reference = (torch.tensor(part) for part in tables())
+    batch, order = batch_of(method.reads)
+    lengths = lengths_of(method_name)
+    places = [(order[q], t) for q in range(len(order)) for t in range(lengths[order[q]])]
+    index_N = torch.tensor([row * max(lengths) + t for row, t in places])
+    table, reference = (torch.tensor(part) for part in tables(lengths))
     table.requires_grad_()
     logp_N, reference_N = table.flatten()[index_N], reference.flatten()[index_N]
     step: Tensor | None = None
@@ -148,7 +181,7 @@ def ours(name: str) -> tuple[float, np.ndarray, dict[str, float]]:
         step = method.statistics(torch.tensor(KL, dtype=torch.float64)[:, None], None)
     elif method.looks_ahead:
         step = method.statistics(method.preview(Scores(logp_N.detach(), reference_N), batch), None)
-    more = {"log_squares": torch.tensor(log_squares()).flatten()[index_N]}
+    more = {"log_squares": torch.tensor(log_squares(lengths)).flatten()[index_N]}
     loss, metrics = method.loss(Scores(logp_N, reference_N, step, distribution=more), batch)
     count = method.count(batch)
     value = loss / count
@@ -168,7 +201,8 @@ def test_loss_gradient_and_metrics_are_trls(name: str, trl_answers: dict[str, di
     theirs = trl_answers[name]
     loss, gradient, metrics = ours(name)
     assert loss == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-6)
-    inside = np.arange(max(LENGTHS))[None] < np.array(LENGTHS)[:, None]
+    lengths = lengths_of(CASES[name][0])
+    inside = np.arange(max(lengths))[None] < np.array(lengths)[:, None]
     their_gradient = np.array(theirs["gradient"]) * inside
     assert np.abs(their_gradient).max() > 1e-4
     np.testing.assert_allclose(gradient * inside, their_gradient, rtol=2e-4, atol=2e-6)

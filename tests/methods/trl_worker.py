@@ -77,7 +77,15 @@ def inputs(case: dict[str, Any], logp: Tensor) -> dict[str, Tensor]:
 
 def loss_of(case: dict[str, Any], logp: Tensor) -> tuple[Tensor, dict[str, float]]:
     me, lengths = trainer(case, logp), torch.tensor(case["lengths"])
-    if case["kind"] == "dpo":
+    if case["kind"] == "tpo":
+        from trl.experimental.tpo.tpo_trainer import TPOTrainer
+
+        # two tokens in the vocabulary: that of the answer and what is left
+        spread = torch.stack([torch.log(-torch.expm1(logp.clamp(max=-1e-6))), logp], -1)
+        logits = torch.cat([spread, torch.zeros_like(spread[:, :1])], 1)
+        model = lambda **kwargs: SimpleNamespace(logits=logits)  # noqa: E731
+        loss = TPOTrainer._compute_loss(me, model, inputs(case, logp), False)
+    elif case["kind"] == "dpo":
         from trl.trainer.dpo_trainer import DPOTrainer
 
         loss = DPOTrainer._compute_loss(me, me.model, inputs(case, logp), False)

@@ -15,8 +15,8 @@ from luthier.errors import RowRefused, SetAside
 
 IMITATED = ("conversation", "text", "tokens", "pieces")
 """Kinds that are learned as they stand; a method that reads conversations takes all of them."""
-WANTED = ("conversation", "answers", "pair", "label", "ranking", "steps", "prompt")
-"""What a method can ask for. `pair`, `label` and `ranking` are answers that are judged in this way."""
+WANTED = ("conversation", "answers", "pair", "label", "ranking", "triple", "steps", "prompt")
+"""What a method can ask for. `pair`, `label`, `ranking` and `triple` are answers that are judged in this way."""
 _RIGHT = 0.5
 """The label from which on a step is right: labels are true and false, 1 and -1, or shares of raters."""
 _NAMES = {
@@ -51,13 +51,15 @@ def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str 
 
     if wanted == "conversation" and kind_of(content) in IMITATED:
         return content
+    if wanted == "ranking" and isinstance(content, Answers) and content.judged == "ranking":
+        _check_unequal(content, 0)
     if kind_of(content) == wanted or (isinstance(content, Answers) and content.judged == wanted):
         return content
     if wanted == "conversation":
         return _to_imitate(content, note)
     if wanted == "prompt":
         return _to_ask(content, note)
-    if isinstance(content, Answers) and wanted in ("answers", "pair", "label"):
+    if isinstance(content, Answers) and wanted in ("answers", "pair", "label", "triple"):
         return _judged_as(content, wanted, note)
     raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs {_needed(wanted)}")
 
@@ -68,6 +70,7 @@ def _needed(wanted: str) -> str:
         "pair": "a better and a worse answer, such as `chosen` and `rejected`",
         "label": "an answer with a `label` that says whether it is good",
         "ranking": "a list of answers with `scores` or `ranks`",
+        "triple": "a list of three answers or more with `scores` or `ranks`, or `reference`, `chosen`, `rejected`",
         "steps": "an answer in steps: `prompt`, `completions` and `labels`",
     }[wanted]
 
@@ -117,18 +120,32 @@ def _judged_as(content: Answers, wanted: str, note: Callable[[str], None]) -> An
     if wanted == "answers":
         return content
     if wanted == "pair" and content.judged == "ranking":
-        values = next(iter(content.facts.values()), ())
-        if values and values[0] == values[-1]:
-            raise SetAside("the best and the worst answer have the same score, so there is nothing to prefer")
+        _check_unequal(content, 0)
         note("rankings: the method compares two answers, so the best and the worst are used")
-        facts = {name: (own[0], own[-1]) for name, own in content.facts.items()}
-        return _with(content, (content.answers[0], content.answers[-1]), "pair", facts)
+        return _some(content, (0, -1), "pair")
+    if wanted == "triple" and content.judged == "ranking" and len(content.answers) > 2:
+        _check_unequal(content, 1)
+        note("rankings: the method imitates the best answer and compares the second with the worst")
+        return _some(content, (0, 1, -1), "triple")
     if wanted == "label" and content.judged == "pair":
         note("preferences: the method judges answers one by one, so the chosen one is a good one")
         return _with(content, content.answers, "label", {**content.facts, "label": (1.0, 0.0)})
     raise RowRefused(
         f"the row's answers are judged by a {content.judged}; the method needs {_needed(wanted)}"
     )
+
+
+def _check_unequal(content: Answers, better: int) -> None:
+    """Sets the row aside if the worst answer of a ranking is as good as this one."""
+    values = next(iter(content.facts.values()), ())
+    if values and values[better] == values[-1]:
+        which = ("best", "second")[better]
+        raise SetAside(f"the {which} and the worst answer have the same score, so there is nothing to prefer")
+
+
+def _some(content: Answers, numbers: tuple[int, ...], judged: Any) -> Answers:
+    facts = {name: tuple(own[i] for i in numbers) for name, own in content.facts.items()}
+    return _with(content, tuple(content.answers[i] for i in numbers), judged, facts)
 
 
 def _with(content: Answers, answers: Any, judged: Any, facts: dict[str, tuple[float, ...]]) -> Answers:

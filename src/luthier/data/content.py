@@ -45,14 +45,15 @@ class Pieces:
 class Answers:
     """One context with one or several answers that are judged, not just imitated.
 
-    Preference pairs have the chosen answer first and the rejected one second; rankings have the best first.
+    Preference pairs have the chosen answer first and the rejected one second; rankings have the best first. A triple
+    is made of a ranking: an answer to imitate, a better and a worse one.
     """
 
     context: tuple[Message, ...]
     """Messages before the answers, checked as those of a conversation are."""
     answers: tuple[tuple[Message, ...], ...]
     """Each answer: one or more messages, the last one the assistant's."""
-    judged: Literal["pair", "label", "ranking"]
+    judged: Literal["pair", "label", "ranking", "triple"]
     facts: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Numbers that belong to the answers, one an answer: `label` (1 good, 0 bad), `score`, `margin` ..."""
     tools: list[Any] | None = None

@@ -30,13 +30,18 @@ def real(batch: Batch) -> Tensor:
 
 
 def pairs(value_Q: Tensor) -> tuple[Tensor, Tensor]:
-    """The values of the first and of the second sequence of each pair, [P] each.
+    """The values of the first and of the second sequence of each pair, [P] each, as `groups` says."""
+    first_P, second_P = groups(value_Q, 2)
+    return first_P, second_P
 
-    All rows of the batch must have two sequences. Padding comes after them and makes pairs of its own; one that
-    is left over is dropped.
+
+def groups(value_Q: Tensor, size: int) -> tuple[Tensor, ...]:
+    """The values of the first, of the second ... sequence of each row, [P] each.
+
+    All rows of the batch must have `size` sequences. Padding comes after them and makes rows of its own; what is
+    left over is dropped.
     """
-    value_P2 = value_Q[: value_Q.numel() // 2 * 2].view(-1, 2)
-    return value_P2[:, 0], value_P2[:, 1]
+    return value_Q[: value_Q.numel() // size * size].view(-1, size).unbind(1)
 
 
 def place_in_sequence(batch: Batch) -> Tensor:

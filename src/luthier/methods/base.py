@@ -23,7 +23,7 @@ from luthier.models.value_head import Head
 if TYPE_CHECKING:
     from luthier.data.loader import Dataset
 
-Reads = Kind | Literal["pair", "label", "ranking"]
+Reads = Kind | Literal["pair", "label", "ranking", "triple"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,9 @@ class Method:
     reads: ClassVar[Reads] = "conversation"
     """The kind of content it learns from; rows of other kinds are turned into it where that makes sense.
 
-    "pair", "label" and "ranking" are answers that are judged: each row a prompt with one sequence an answer.
+    "pair", "label", "ranking" and "triple" are answers that are judged: each row a prompt with one sequence an
+    answer. Of a ranking the best comes first, and a column `rank` or `score` says how good each is; a triple is an
+    answer to imitate, a better and a worse one.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()

@@ -20,6 +20,7 @@ YIELDS = (
     "sharegpt",
     "stepwise",
     "tokenised",
+    "triple",
     "unpaired",
 )
 
