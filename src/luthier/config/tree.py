@@ -16,6 +16,7 @@ from luthier.config.data_section import DataSection
 from luthier.config.forms import KeysAlone, Shorthand
 from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
+from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
 
 
@@ -289,6 +290,7 @@ class Config(Section):
     model: Annotated[ModelSection, Shorthand("name")]
     data: Annotated[DataSection, Shorthand("path")]
     method: Annotated[MethodSection, Shorthand("name")] = MethodSection()
+    reference: Annotated[ReferenceSection, Shorthand("name")] = ReferenceSection()
     lora: LoraSection | None = None
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
@@ -307,6 +309,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems = disagreements(self.data, self.eval, self.schedule, self.train)
+        if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
+            text = (
+                f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "
+                "no adapter of their rank; set it to 1, or tune all weights by leaving out lora"
+            )
+            problems.append(Problem("reference.sync_alpha", text))
         if problems:
             raise impossible(*problems)
         return self

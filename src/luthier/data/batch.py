@@ -39,8 +39,25 @@ class Example:
     columns: dict[str, float | tuple[float, ...]] = field(default_factory=dict)
     """Facts a method needs (label, reward ...): one for all sequences of the row, or a tuple with one for each."""
 
+    given: dict[str, NDArray[np.float32]] = field(default_factory=dict)
+    """What is known beforehand of each of its predictions, such as a reference's log-probabilities: [n] or [n, …].
+
+    In the order in which `collate` lays them out: segment by segment (see `learned_places`).
+    """
+
     def __len__(self) -> int:
         return sum(len(s.ids) for s in self.segments)
+
+    @property
+    def num_predictions(self) -> int:
+        """How many of its tokens are learned."""
+        return sum(len(learned_places(segment)) for segment in self.segments)
+
+
+def learned_places(segment: Segment) -> NDArray[np.int64]:
+    """Which tokens of a segment are predicted. Nothing stands before a root's first token, so that one is not."""
+    learned = np.flatnonzero(segment.weights)
+    return learned if segment.parent >= 0 else learned[learned > 0]
 
 
 @dataclass(frozen=True)
@@ -64,6 +81,8 @@ class Batch:
     """Which sequence the prediction belongs to."""
     columns: dict[str, Tensor]
     """Per-sequence facts, each of shape [Q]; `row` is always among them, -1 for padding. NaN: not known."""
+    given: dict[str, Tensor] = field(default_factory=dict)
+    """What is known beforehand of each prediction, each of shape [N] or [N, …]."""
     num_padding: int = 0
     """Tokens at the end that belong to no row."""
     longest: int | None = None
@@ -82,7 +101,10 @@ class Batch:
         """The same batch with everything that the device computes on moved there."""
         moved = ("tokens_T", "positions_T", "source_N", "target_N", "weight_N", "sequence_N")
         columns = {name: column.to(device) for name, column in self.columns.items()}
-        return replace(self, columns=columns, **{name: getattr(self, name).to(device) for name in moved})
+        given = {name: value.to(device) for name, value in self.given.items()}
+        return replace(
+            self, columns=columns, given=given, **{name: getattr(self, name).to(device) for name in moved}
+        )
 
     def padded(
         self, num_tokens: int, num_predictions: int, num_segments: int, longest: int | None = None
@@ -104,6 +126,10 @@ class Batch:
             name: torch.cat([column, column.new_full((segments,), -1 if name == "row" else 0)])
             for name, column in self.columns.items()
         }
+        given = {
+            name: torch.cat([value, value.new_zeros(predictions, *value.shape[1:])])
+            for name, value in self.given.items()
+        }
         positions = torch.arange(tokens) - bounds[:-1].repeat_interleave(bounds.diff())
         return replace(
             self,
@@ -116,6 +142,7 @@ class Batch:
             weight_N=torch.cat([self.weight_N, self.weight_N.new_zeros(predictions)]),
             sequence_N=torch.cat([self.sequence_N, fill + self.num_sequences]),
             columns=columns,
+            given=given,
             num_padding=self.num_padding + tokens,
             longest=longest,
         )
@@ -148,9 +175,7 @@ def collate(examples: Sequence[Example]) -> Batch:
             start, num = starts[-1], len(segment.ids)
             before = depth[segment.parent] if segment.parent >= 0 else 0
             depth.append(before + num)
-            learned = np.flatnonzero(segment.weights)
-            if segment.parent < 0:
-                learned = learned[learned > 0]  # nothing stands before a root's first token
+            learned = learned_places(segment)
             origin = start + learned - 1
             if segment.parent >= 0:
                 origin[learned == 0] = starts[first_segment + segment.parent + 1] - 1
@@ -173,7 +198,17 @@ def collate(examples: Sequence[Example]) -> Batch:
         weight_N=_join(weight, torch.float32),
         sequence_N=_join(sequence, torch.int64),
         columns={name: torch.tensor(values) for name, values in columns.items()},
+        given=_given(examples, sum(map(len, target))),
     )
+
+
+def _given(examples: Sequence[Example], num_predictions: int) -> dict[str, Tensor]:
+    """What is known of the predictions of all examples: each of them knows it, or none."""
+    names = examples[0].given.keys() if examples else ()
+    assert all(example.given.keys() == names for example in examples), "all rows know the same"
+    joined = {name: torch.from_numpy(np.concatenate([e.given[name] for e in examples])) for name in names}
+    assert all(len(value) == num_predictions for value in joined.values()), "one for each prediction"
+    return joined
 
 
 def _add_columns(columns: dict[str, list[float]], example: Example, num_sequences: int) -> None:

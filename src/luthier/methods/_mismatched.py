@@ -121,6 +121,7 @@ def select(batch: Batch, keep_Q: torch.Tensor) -> Batch | None:
         weight_N=batch.weight_N[keep_N1],
         sequence_N=sequence_Q[batch.sequence_N[keep_N1]],
         columns={name: column[keep_Q] for name, column in batch.columns.items()},
+        given={name: value[keep_N1] for name, value in batch.given.items()},
         num_padding=0,
         longest=None,
     )

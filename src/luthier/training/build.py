@@ -41,6 +41,7 @@ from luthier.parallel.cluster import Cluster
 from luthier.training.examine import asks
 from luthier.training.heads import check_head, load_head_model, modules_to_train, policy_maker
 from luthier.training.loop import Trainer
+from luthier.training.reference import build_reference, check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 
 CPU_MICRO_TOKENS = 2048
@@ -127,8 +128,9 @@ def build_data(
 
 def build_trainer(
     config: Config, data: Data, cluster: Cluster, say: Say = print
-) -> tuple[Trainer, list[str]]:
-    """Model, adapters, method, optimizer and schedule, ready to run; and notes on how they came to be.
+) -> tuple[Trainer, Data, list[str]]:
+    """Model, adapters, method, optimizer and schedule, ready to run; the rows as the method wants them; and notes on
+    how all of it came to be.
 
     `say` is told later, on the main rank only, when something is decided anew.
     """
@@ -141,11 +143,22 @@ def build_trainer(
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-    if data.stream is None:
-        data = replace(data, train=method.arrange(data.train, config.train.micro_tokens))
+    data = _arranged(config, method, data)
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     source = _source(config, data, policy, cluster, micro_tokens)
     total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
+    often = isinstance(source, StepSource) and total_steps > source.steps_per_epoch
+    reference, data, told = build_reference(
+        config,
+        policy,
+        method,
+        data,
+        often=often,
+        cluster=cluster,
+        say=say if cluster.is_main else _say_nothing,
+    )
+    if isinstance(source, StepSource):
+        source.dataset = data.train
     trainer = Trainer(
         policy,
         method,
@@ -155,9 +168,21 @@ def build_trainer(
         cluster,
         max_grad_norm=config.train.max_grad_norm,
         max_tokens=config.train.max_tokens,
+        reference=reference,
     )
-    _plan(config, trainer, say if cluster.is_main else lambda line: None)
-    return trainer, notes
+    _plan(config, trainer, say if cluster.is_main else _say_nothing)
+    return trainer, data, notes + told
+
+
+def _arranged(config: Config, method: Method, data: Data) -> Data:
+    """The rows as the method wants them."""
+    train = data.train if data.stream is not None else method.arrange(data.train, config.train.micro_tokens)
+    held_out = data.held_out
+    return replace(data, train=train, held_out=method.arrange(held_out) if held_out is not None else None)
+
+
+def _say_nothing(line: str) -> None:
+    """What the other ranks say."""
 
 
 def _source(
@@ -275,9 +300,14 @@ def _set_threads(wanted: int) -> None:
 
 
 def build_method(config: Config) -> Method:
-    """The method with its settings."""
+    """The method with its settings.
+
+    Raises:
+        ConfigError: settings that cannot work together.
+    """
     method: Method = _plugin(luthier.methods, config.method.name, config.method.options)
     check_head(config, method.head())
+    check_reference(config, method)
     return method
 
 

@@ -1,8 +1,8 @@
 """Checkpoints: all that a run needs to go on bit for bit, written whole or not at all.
 
 A checkpoint holds the trained weights (an adapter in PEFT's format, or all of them) and `trainer.pt`:
-optimizer, progress, the random state of every rank, and the position in the data: a function of the step, unless
-the rows are a stream.
+optimizer, progress, the random state of every rank, a reference that moves, and the position in the data: a function
+of the step, unless the rows are a stream.
 """
 
 from dataclasses import asdict, replace
@@ -44,6 +44,7 @@ def save_checkpoint(
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
                 "statistics": trainer.learner.statistics,
+                "reference": reference.state() if (reference := trainer.learner.reference) else [],
                 "source": trainer.source.state(),
                 "total_steps": trainer.schedule.total_steps,
             }
@@ -82,6 +83,8 @@ def load_checkpoint(trainer: Trainer, path: Path, *, same_rows: bool = True) -> 
     trainer.optimizer.load_state_dict(_in_order(state["optimizer"], state.get("names"), trainer))
     trainer.progress = Progress(**state["progress"])
     trainer.learner.statistics = state.get("statistics")
+    if trainer.learner.reference is not None and state.get("reference"):
+        trainer.learner.reference.restore(state["reference"])
     if not same_rows:
         trainer.source.begin_at(trainer.progress.step)
     elif state.get("source"):

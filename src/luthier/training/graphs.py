@@ -127,6 +127,7 @@ def _tensors(batch: Batch) -> dict[str, Tensor]:
     """Every tensor of a batch by name."""
     named = {f.name: getattr(batch, f.name) for f in fields(batch)}
     found = {name: value for name, value in named.items() if isinstance(value, Tensor)}
+    found |= {f"given.{name}": value for name, value in batch.given.items()}
     return found | {f"columns.{name}": column for name, column in batch.columns.items()}
 
 
@@ -139,4 +140,5 @@ def _fixed(batch: Batch, device: torch.device) -> Batch:
     """A copy of the batch to overwrite. On a GPU the segments, too, lie there, as kernels read them."""
     copied = {name: t.to(device, copy=True) for name, t in _tensors(batch).items() if "." not in name}
     columns = {name: column.to(device, copy=True) for name, column in batch.columns.items()}
-    return replace(batch, columns=columns, **copied)
+    given = {name: value.to(device, copy=True) for name, value in batch.given.items()}
+    return replace(batch, columns=columns, given=given, **copied)

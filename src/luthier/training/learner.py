@@ -13,7 +13,7 @@ from luthier.models.activations.gauge import HostGauge
 from luthier.models.activations.planner import ActivationPlanner
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.policy import Policy
-from luthier.models.reference import Reference
+from luthier.models.reference import OwnStart, Reference
 from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.graphs import MicroBatches
@@ -24,9 +24,10 @@ class Learner:
 
     Args:
         policy: maps a batch to the log-probabilities of its predictions.
-        method: turns these into a loss. If it needs a reference, that is the policy as it is now.
+        method: turns these into a loss.
         gradients: where the gradients are added up.
         cluster: the ranks that share a step.
+        reference: what the method compares with, if it does; absent: the policy as it is now.
     """
 
     def __init__(
@@ -36,9 +37,10 @@ class Learner:
         gradients: Gradients,
         device: torch.device,
         cluster: Cluster | None = None,
+        reference: Reference | None = None,
     ):
         self.policy, self.method, self.gradients, self.device = policy, method, gradients, device
-        self.reference = Reference(policy) if method.needs_reference else None
+        self.reference = (reference or OwnStart(policy)) if method.needs_reference else None
         self.scorer = Scorer(policy, method, self.reference, cluster or Cluster())
         self.activations = ActivationPlanner(
             [], HostGauge()
@@ -64,6 +66,11 @@ class Learner:
     @statistics.setter
     def statistics(self, value: Tensor | None) -> None:
         self.scorer.statistics = None if value is None else value.to(self.device)
+
+    def after_step(self, step: int) -> None:
+        """Told after every update how many there were."""
+        if self.reference is not None:
+            self.reference.after_step(step)
 
     def loss(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """The method's summed loss on one batch, by the cheaper head where the method allows it."""

@@ -20,6 +20,7 @@ from luthier.data.stream import StreamSource
 from luthier.errors import RunError
 from luthier.methods.base import Method
 from luthier.models.policy import Policy
+from luthier.models.reference import Reference
 from luthier.optim.gradients import Gradients
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
@@ -39,6 +40,7 @@ class Trainer:
         source: the micro-batches of each optimizer step.
         schedule: factor on each group's `lr`; its `total_steps` end the run, or `max_tokens`, which it follows then.
         hooks: called in order after every step: logging, evaluation, checkpoints.
+        reference: what the method compares with, if it does; absent: the policy as it is now.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Trainer:
         max_grad_norm: float | None = 1.0,
         max_tokens: int | None = None,
         hooks: Sequence[Hook] = (),
+        reference: Reference | None = None,
     ):
         self.policy, self.method, self.source = policy, method, source
         self.optimizer, self.schedule, self.cluster = optimizer, schedule, cluster
@@ -60,7 +63,7 @@ class Trainer:
         self.parameters = [p for p in policy.parameters() if p.requires_grad]
         self.device = self.parameters[0].device
         self.gradients: Gradients = getattr(optimizer, "gradients", None) or Gradients(self.parameters)
-        self.learner = Learner(policy, method, self.gradients, self.device, cluster)
+        self.learner = Learner(policy, method, self.gradients, self.device, cluster, reference)
         self.peak_lrs = [float(group["lr"]) for group in optimizer.param_groups]
         self.progress = Progress()
         self.interrupted = ""  # the signal that asks this rank to stop
@@ -89,6 +92,7 @@ class Trainer:
 
         elapsed = time.perf_counter() - start
         self.progress.step += 1
+        self.learner.after_step(self.progress.step)
         self.progress.tokens += int(tokens)
         self.progress.seconds += elapsed
         return Report(self.progress.step, values | {"tokens": tokens, "tokens_per_second": tokens / elapsed})

@@ -110,10 +110,17 @@ def with_absolute_paths(config: Config) -> Config:
     )
     checkpoint = config.checkpoint.model_copy(update={"start": absolute(config.checkpoint.start)})
     model = config.model.model_copy(update={"name": absolute(config.model.name)})
+    reference = config.reference.model_copy(update={"name": absolute(config.reference.name)})
     name = config.method.name
     method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
     return config.model_copy(
-        update={"data": data, "model": model, "method": method, "checkpoint": checkpoint}
+        update={
+            "data": data,
+            "model": model,
+            "method": method,
+            "reference": reference,
+            "checkpoint": checkpoint,
+        }
     )
 
 

@@ -149,7 +149,7 @@ def _learn(
     hashes = data_hashes(config)
     if resume:
         check_same_data(hashes, folder, allow_changes)
-    trainer, notes = build_trainer(config, data, cluster, say)
+    trainer, arranged, notes = build_trainer(config, data, cluster, say)
     for note in notes:
         say(note)
 
@@ -174,7 +174,7 @@ def _learn(
         elif cluster.is_main:
             before = examiner.examine("before", trainer.progress.step, folder, writer, say)
         cluster.barrier()
-        _train(config, folder, trainer, data, writer, say)
+        _train(config, folder, trainer, arranged, writer, say)
         _take_best(trainer, folder, say)
         trained = _save_trained(config, folder, trainer, tokenizer) if cluster.is_main else folder.path
         after = (
@@ -196,8 +196,7 @@ def _train(
     config: Config, folder: RunFolder, trainer: Trainer, data: Data, writer: MetricsWriter, say: Say
 ) -> None:
     """Runs the loop with its hooks; saves a whole checkpoint when it is interrupted."""
-    cluster, device = trainer.cluster, trainer.device
-    held_out = trainer.method.arrange(data.held_out) if data.held_out is not None else None
+    cluster, device, held_out = trainer.cluster, trainer.device, data.held_out
     progress = TrainProgress(trainer.total_steps, first_step=trainer.progress.step)
 
     def held_out_loss() -> dict[str, float]:
