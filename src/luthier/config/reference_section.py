@@ -20,7 +20,7 @@ class ReferenceSection(Section):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of the other model. `auto`: that of the model that is trained."""
 
-    cache: bool | None = None
+    precompute: bool | None = None
     """Compute once what the reference says of the rows, keep it on disk, and take it from there in every step.
     Absent: where rows are seen more than once."""
 
@@ -34,12 +34,12 @@ class ReferenceSection(Section):
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
         problems = []
-        if self.cache and self.sync_every:
+        if self.precompute and self.sync_every:
             text = (
-                "reference.cache keeps what the reference says of each row, and reference.sync_every changes the "
+                "reference.precompute keeps what the reference says of each row, and reference.sync_every changes the "
                 "reference while training, so what was kept would be out of date; leave one of them out"
             )
-            problems.append(Problem("reference.cache", text))
+            problems.append(Problem("reference.precompute", text))
         if self.name and self.sync_every:
             text = (
                 "reference.name compares with another model, and reference.sync_every moves the reference towards "

@@ -55,7 +55,7 @@ def build_reference(
     if not method.needs_reference:
         return None, data, []
     name, cached, notes = config.reference.name, _cached(config, data, often), []
-    if config.reference.cache and data.stream is not None:
+    if config.reference.precompute and data.stream is not None:
         notes.append("the reference is not cached: rows of a stream are asked about in each step")
     if not cached:
         reference, more = _live(config, policy)
@@ -74,7 +74,7 @@ def _cached(config: Config, data: Data, often: bool) -> bool:
     """Whether the reference is made beforehand."""
     if data.stream is not None or config.reference.sync_every is not None:
         return False
-    wanted = config.reference.cache
+    wanted = config.reference.precompute
     return (often and config.data.cache) if wanted is None else wanted
 
 
@@ -92,7 +92,7 @@ def _live(config: Config, policy: Policy) -> tuple[Reference, list[str]]:
     if own.num_bytes < LARGE_BYTES:
         return own, []
     return own, [
-        f"the reference is a copy of the trained weights{_memory(own)}. It takes none with reference.cache: true, "
+        f"the reference is a copy of the trained weights{_memory(own)}. It takes none with reference.precompute: true, "
         "which computes once what the reference says of the rows, or with an adapter (section lora)"
     ]
 
