@@ -89,12 +89,9 @@ class Trainer:
             explain_nonfinite(self, micro_batches, values)
         self._clip(values["grad_norm"])
         values["lr"] = self._update()
-
         elapsed = time.perf_counter() - start
-        self.progress.step += 1
+        self.progress.took_step(int(tokens), elapsed)
         self.learner.after_step(self.progress.step)
-        self.progress.tokens += int(tokens)
-        self.progress.seconds += elapsed
         return Report(self.progress.step, values | {"tokens": tokens, "tokens_per_second": tokens / elapsed})
 
     def interrupt(self, reason: str) -> None:
@@ -111,8 +108,7 @@ class Trainer:
         if self.max_tokens is not None:
             return self.total_steps
         known = self.source.ready(self.schedule.total_steps)
-        if known != self.schedule.total_steps:
-            self.schedule = replace(self.schedule, total_steps=known)
+        self.schedule = replace(self.schedule, total_steps=known)
         return known
 
     def _agreed_to_stop(self) -> bool:

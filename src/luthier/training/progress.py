@@ -19,6 +19,12 @@ class Progress:
     """Why a hook wants no further step, the same on every rank; also after a resume."""
     seconds: float = 0.0
 
+    def took_step(self, tokens: int, seconds: float) -> None:
+        """Counts an optimizer step."""
+        self.step += 1
+        self.tokens += tokens
+        self.seconds += seconds
+
     def total_steps(self, planned: int, max_tokens: int | None) -> int:
         """Steps of the whole run: so many, or with a budget of tokens what it takes at the pace so far."""
         if max_tokens is None or not self.tokens:

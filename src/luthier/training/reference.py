@@ -56,7 +56,7 @@ def build_reference(
         return None, data, []
     name, cached, notes = config.reference.name, _cached(config, data, often), []
     if config.reference.precompute and data.stream is not None:
-        notes.append("the reference is not cached: rows of a stream are asked about in each step")
+        notes.append("the reference is not computed beforehand: rows of a stream are new in each step")
     if not cached:
         reference, more = _live(config, policy)
         return reference, data, notes + more
@@ -82,7 +82,8 @@ def _live(config: Config, policy: Policy) -> tuple[Reference, list[str]]:
     """A reference that is asked in every step."""
     section = config.reference
     if section.name is not None:
-        return _other_model(config, section.name, policy)
+        other, notes = _other_model(config, section.name, policy)
+        return other, [notes[0] + _memory(other), *notes[1:]]
     if section.sync_every is not None:
         alpha = section.sync_alpha or (1.0 if config.lora else 0.6)
         moving = Synchronised(policy, section.sync_every, alpha)
@@ -117,8 +118,7 @@ def _other_model(config: Config, name: str, policy: Policy) -> tuple[OtherModel,
     if model.fused:
         notes.append(f"reference: {fuse_checked(choice.policy)[1]}")
     reference = OtherModel(choice.policy)
-    kind = str(dtype).split(".")[1]
-    return reference, [f"the reference is {name} in {kind}{_memory(reference)}", *notes]
+    return reference, [f"the reference is {name} in {str(dtype).split('.')[1]}", *notes]
 
 
 def _check_same_tokens(config: Config, name: str) -> None:
