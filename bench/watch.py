@@ -109,14 +109,17 @@ def _judge(outcome: Outcome, code: int, errors: str) -> None:
 
 
 def busy_elsewhere() -> float:
-    """Seconds of processor time that went to others than this process and the ones it has run to their end."""
+    """Seconds of processor time that went to others than this process and the ones it has run to their end.
+
+    In a virtual machine, also to other machines of the same host while this one had something to do (steal).
+    """
     try:
         with open("/proc/stat", encoding="ascii") as stat:
-            user, nice, system, _, _, irq, softirq = (int(word) for word in stat.readline().split()[1:8])
+            user, nice, system, _, _, irq, softirq, steal = map(int, stat.readline().split()[1:9])
     except (OSError, ValueError):
         return 0.0
     mine = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+    busy = (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
     return busy - sum(usage.ru_utime + usage.ru_stime for usage in mine)
 
 

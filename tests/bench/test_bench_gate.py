@@ -123,3 +123,10 @@ def test_the_values_in_the_repository_are_whole() -> None:
     assert values
     for name, kept in values.items():
         assert name.startswith("cpu-") and 0 < kept["efficiency"] < 1.5 and kept["peak_bytes"] > 1e8
+
+
+def test_less_speed_can_be_asked_for_and_nothing_else() -> None:
+    slow = {**GOOD, "efficiency": 0.31}
+    assert len(gate.faults(slow, KEPT)) == 1 and gate.faults(slow, KEPT, slower=0.75) == []
+    assert len(gate.faults({**slow, "efficiency": 0.29}, KEPT, slower=0.75)) == 1
+    assert len(gate.faults({**slow, "peak_bytes": 1_051_000_000}, KEPT, slower=0.75)) == 1
