@@ -88,9 +88,11 @@ def build(spec: Spec, documents: Documents) -> tuple["Trainer", list[str]]:
     }
     if longest > 4096:  # the default micro-batch
         values["train"] |= {"tokens_per_micro_batch": longest, "tokens_per_step": max(16384, longest)}
+    if values["method"] == "dpo":  # as in a run that sees its rows once, which is the usual one
+        values["reference"] = {"precompute": False}
     if spec["rank"]:
         values["lora"] = {"rank": spec["rank"]}
-    trainer, notes = build_trainer(config_from_dict(values), Data(documents, None, {}, ()), Cluster())
+    trainer, _, notes = build_trainer(config_from_dict(values), Data(documents, None, {}, ()), Cluster())
     if spec["rank"]:
         copy_adapter(trainer, Path(spec["model"]) / ADAPTER)
     if spec.get("no_clip"):
