@@ -33,6 +33,10 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"ld_alpha": 0.3},
         {"wpo": True, "loss_type": "hinge"},
     ],
+    "distill": [
+        {"alpha": 1.0, "beta": 1.0},
+        {"alpha": 0.5, "beta": 0.4, "temperature": 2.0},
+    ],
     "kto": [
         {"loss_type": "apo_zero_unpaired"},
         {"desirable_weight": 1.3, "undesirable_weight": 0.6},

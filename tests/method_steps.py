@@ -13,10 +13,11 @@ from luthier.config.plugins import load_plugin
 from luthier.data.batch import Batch, Example
 from luthier.methods.base import Method
 from luthier.models.policy import Policy
+from luthier.models.teacher import Teacher
 from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.learner import Learner
-from training_parts import rows_for
+from training_parts import make_teacher, rows_for
 
 Variant = tuple[str, dict[str, Any]]
 Step = tuple[dict[str, float], list[Tensor]]
@@ -35,6 +36,12 @@ def _policy_of(rank: int, name: str | None, head: str) -> tuple[Policy, list[Ten
     generator = torch.Generator().manual_seed(5)
     trained = [p for p in policy.parameters() if p.requires_grad]
     return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
+
+
+@cache
+def teacher_of(rank: int) -> Teacher:
+    """A teacher for each rank, all alike."""
+    return make_teacher()
 
 
 def method_of(variant: Variant) -> Method:
@@ -56,6 +63,7 @@ def step_of(
     trained = [p for p in policy.parameters() if p.requires_grad]
     gradients = Gradients(trained)
     learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)
+    learner.scorer.teacher = teacher_of(cluster.rank) if method.teacher_divergence else None
     start = [parameter.data for parameter in trained]
     try:
         for parameter, weight in zip(trained, elsewhere if moved else start, strict=True):

@@ -14,12 +14,14 @@ from luthier.config.plugins import load_plugin
 from luthier.data.batch import Example, Segment
 from luthier.data.loader import StepSource
 from luthier.methods.base import Method
+from luthier.models.teacher import Teacher
+from luthier.models.tripwire import choose_policy
 from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.loop import Trainer
 from method_rows import judged_rows
-from tiny_models import VOCAB
+from tiny_models import VOCAB, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -60,6 +62,12 @@ def rows_for(reads: str, num_rows: int = 24, seed: int = 0) -> Rows:
     return Rows(judged_rows(reads, num_rows, seed))
 
 
+def make_teacher() -> Teacher:
+    """A larger tiny model to learn from. Leaves the global generator as it is."""
+    with torch.random.fork_rng():
+        return Teacher(choose_policy(tiny_llama(seed=3, hidden_size=48)).policy)
+
+
 def make_trainer(
     rows: Rows | None = None,
     *,
@@ -92,9 +100,12 @@ def make_trainer(
     )
     named = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     built = optimizer([p for _, p in named]) if optimizer else AdamW(weight_decay=0.1).build(named, lr)
-    return Trainer(
+    trainer = Trainer(
         policy, chosen, source, built, Schedule("cosine", steps, 2), cluster, max_grad_norm=max_grad_norm
     )
+    if chosen.teacher_divergence is not None:
+        trainer.learner.scorer.teacher = make_teacher()
+    return trainer
 
 
 def trained_weights(trainer: Trainer) -> dict[str, torch.Tensor]:

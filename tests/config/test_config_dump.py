@@ -126,7 +126,9 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         keys = draw(
             st.lists(st.sampled_from([k for k in properties if k != "name"] or ["name"]), unique=True)
         )
+        needed = [key for key in SCHEMAS[name].get("required", ()) if key not in values.get(name, {})]
         values.setdefault(name, {})
+        values[name] |= {key: draw(values_for(properties[key])) for key in needed}
         values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
     data = values["data"]
     if data.get("sets"):

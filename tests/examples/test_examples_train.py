@@ -29,6 +29,8 @@ def test_the_example_trains(name: str, model: Path, tmp_path: Path, monkeypatch:
     monkeypatch.chdir(FOLDER)
     threads = torch.get_num_threads()
     overrides = [f"model.name={model}", f"train.steps={STEPS}", f"run.root={tmp_path}", "run.name=tried"]
+    if "\nteacher:" in Path(f"{name}.yaml").read_text():
+        overrides.append(f"teacher.name={model}")
     try:
         torch.set_num_threads(1)
         result = luthier.train(f"{name}.yaml", [*overrides, "data.cache=false"], say=lambda line: None)

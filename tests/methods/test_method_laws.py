@@ -16,7 +16,7 @@ from luthier.runs.folder import RunFolder
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.loop import Trainer
 from method_rows import all_variants, apart, variant_id
-from method_steps import Step, Variant, method_of, policy_of, rows_of, step_of
+from method_steps import Step, Variant, method_of, policy_of, rows_of, step_of, teacher_of
 from training_parts import make_trainer, trained_weights
 
 every_variant = pytest.mark.parametrize("variant", all_variants(), ids=variant_id)
@@ -104,7 +104,7 @@ def test_three_ranks_one_of_them_idle_take_the_same_step_as_one(variant: Variant
     rows = rows_of(variant)
     shares = [[collate(rows[:1]), collate(rows[1:3])], [], [collate(rows[3:])]]
     for rank in range(3):
-        policy_of(rank, variant)  # models are drawn from the global generator, so not by threads
+        policy_of(rank, variant), teacher_of(rank)  # drawn from the global generator, so not by threads
     whole = step_of(variant, [collate(rows)])
     for found in on_ranks(3, lambda cluster: step_of(variant, shares[cluster.rank], cluster)):
         check_same(found, whole)

@@ -51,11 +51,13 @@ def _name_faults(config: Config) -> list[str]:
             metrics.find(name)
         except ConfigError as error:
             faults.append(f"eval.metrics: {error}")
-    if config.model.name.startswith(demo.PREFIX):
+    for key, section in (("model", config.model), ("teacher", config.teacher)):
+        if section is None or not section.name.startswith(demo.PREFIX):
+            continue
         try:
-            demo.find_demo(config.model.name)
+            demo.find_demo(section.name)
         except LuthierError as error:
-            faults.append(f"model.name: {error}")
+            faults.append(f"{key}.name: {error}")
     return faults
 
 
@@ -73,6 +75,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return [
         ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
         ("method", _named(config.method.name, config.method.options)),
+        *([("teacher", f"{config.teacher.name} (dtype {config.teacher.dtype})")] if config.teacher else []),
         ("data", _data(config)),
         *_choices(config),
         ("weights", _weights(config)),

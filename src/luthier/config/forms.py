@@ -23,11 +23,13 @@ class Shorthand:
     def __get_pydantic_json_schema__(
         self, schema: CoreSchema, handler: GetJsonSchemaHandler
     ) -> dict[str, Any]:
-        section = handler(schema)
+        made = handler(schema)
+        sections = made.get("anyOf", [made])  # of a section that may be absent, null is another form
+        section = next(form for form in sections if form.get("type") != "null")
         short = handler.resolve_ref_schema(section)["properties"][self.key]
         kinds = short.get("anyOf", [short])
         plain = [{k: v for k, v in kind.items() if k not in ("description", "default")} for kind in kinds]
-        return {"anyOf": [*(kind for kind in plain if kind.get("type") != "null"), section]}
+        return {"anyOf": [*(kind for kind in plain if kind.get("type") != "null"), *sections]}
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,8 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
         checks.append((("method", "name"), _file_fault(Path(config.method.name))))
     if looks_like_path(config.model.name):
         checks.append((("model", "name"), _model_fault(Path(config.model.name))))
+    if config.teacher is not None and looks_like_path(config.teacher.name):
+        checks.append((("teacher", "name"), _model_fault(Path(config.teacher.name))))
     return checks
 
 

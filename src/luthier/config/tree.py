@@ -18,6 +18,7 @@ from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
 from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
+from luthier.config.teacher_section import TeacherSection
 
 
 class ModelSection(Section):
@@ -291,6 +292,7 @@ class Config(Section):
     data: Annotated[DataSection, Shorthand("path")]
     method: Annotated[MethodSection, Shorthand("name")] = MethodSection()
     reference: Annotated[ReferenceSection, Shorthand("name")] = ReferenceSection()
+    teacher: Annotated[TeacherSection | None, Shorthand("name")] = None
     lora: LoraSection | None = None
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()

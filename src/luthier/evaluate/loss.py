@@ -9,6 +9,7 @@ from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
+from luthier.models.teacher import Teacher
 from luthier.parallel.cluster import Cluster
 
 
@@ -20,13 +21,14 @@ def evaluate_loss(
     cluster: Cluster,
     device: torch.device,
     reference: Reference | None = None,
+    teacher: Teacher | None = None,
 ) -> dict[str, float]:
     """Mean loss and metrics per unit over all ranks' batches, with dropout off. A method that looks ahead sees them
     all as one step.
     """
     was_training = policy.training
     policy.eval()
-    scorer = Scorer(policy, method, reference, cluster)
+    scorer = Scorer(policy, method, reference, cluster, teacher)
     names = ("loss", *method.metrics)
     totals, units = dict.fromkeys(names, 0.0), 0.0
     steps = [list(batches)] if method.looks_ahead else ([batch] for batch in batches)

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.kernels.teacher import TeacherHead, TeacherLogits
 from luthier.methods.base import Method, Scores
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
+from luthier.models.teacher import Teacher
 from luthier.parallel.cluster import Cluster
 
 
@@ -19,12 +21,21 @@ class Scorer:
     Args:
         reference: needed if the method says so.
         cluster: the ranks that share a step.
+        teacher: needed if the method learns from one; may be set later.
     """
 
-    def __init__(self, policy: Policy, method: Method, reference: Reference | None, cluster: Cluster):
+    def __init__(
+        self,
+        policy: Policy,
+        method: Method,
+        reference: Reference | None,
+        cluster: Cluster,
+        teacher: Teacher | None = None,
+    ):
         assert reference is not None or not method.needs_reference, "the method compares with a reference"
         self.policy, self.method, self.cluster = policy, method, cluster
         self.reference = reference if method.needs_reference else None
+        self.teacher = teacher
         self.statistics: Tensor | None = None
         """What the losses of the step under way are given, of a method that looks ahead."""
 
@@ -34,10 +45,28 @@ class Scorer:
             values = self.policy(batch)
             return Scores(values.new_zeros(0), step=self.statistics, values=values)
         reference_N = self.reference.logprobs(batch) if self.reference else None
+        if (measure := self.method.teacher_divergence) is not None:
+            logp_N, divergence_N = self.policy.divergence(batch, self._taught(batch), measure)
+            return Scores(logp_N, reference_N, self.statistics, divergence_N=divergence_N)
         if not (names := self.method.needs_distribution):
             return Scores(self.policy(batch), reference_N, self.statistics)
         found = self.policy.statistics(batch, names)
         return Scores(found.pop("logp"), reference_N, self.statistics, distribution=found)
+
+    def linear(self, batch: Batch, coefficient_N: Tensor) -> tuple[Tensor, Scores]:
+        """The loss of a method that knows its coefficients, with its gradient formed on the way; scores detached."""
+        if (measure := self.method.teacher_divergence) is not None:
+            of_divergence_N = self.method.teacher_coefficients(batch)
+            loss, logp_N, divergence_N = self.policy.linear_divergence(
+                batch, self._taught(batch), measure, coefficient_N, of_divergence_N
+            )
+            return loss, Scores(logp_N, divergence_N=divergence_N)
+        loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
+        return loss, Scores(logp_N)
+
+    def _taught(self, batch: Batch) -> TeacherHead | TeacherLogits:
+        assert self.teacher is not None, "the method learns from a teacher"
+        return self.teacher(batch)
 
     @torch.no_grad()
     def look_ahead(self, batches: Sequence[Batch], device: torch.device) -> list[Batch]:

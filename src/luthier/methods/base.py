@@ -17,6 +17,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.content import Kind
+from luthier.kernels.divergence import Divergence
 from luthier.kernels.token_statistics import Statistic
 from luthier.models.value_head import Head
 
@@ -42,6 +43,8 @@ class Scores:
     a vector for each sequence, [Q, D]."""
     distribution: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
     """What `needs_distribution` names, [N] each in fp32, by name."""
+    divergence_N: Tensor | None = None
+    """How far each prediction's distribution is from the teacher's, in fp32; only for a method that has one."""
 
 
 class Method:
@@ -79,6 +82,11 @@ class Method:
         return ()
 
     @property
+    def teacher_divergence(self) -> Divergence | None:
+        """How the loss measures the distance from a teacher (`teacher` in the config); None: it has no teacher."""
+        return None
+
+    @property
     def looks_ahead(self) -> bool:
         """Whether the loss depends on the whole step, so that `preview` must see it first."""
         return False
@@ -97,6 +105,10 @@ class Method:
         None: the loss is not linear in the log-probabilities.
         """
         return None
+
+    def teacher_coefficients(self, batch: Batch) -> Tensor:
+        """dLoss/ddivergence, [N], of a method that has both `teacher_divergence` and `coefficients`."""
+        raise NotImplementedError(f"{type(self).__name__} must say how much each divergence counts")
 
     def arrange(self, dataset: "Dataset", most_tokens: int | None = None) -> "Dataset":
         """The rows as the method wants them, such as with sequences that only `preview` needs.

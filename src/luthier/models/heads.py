@@ -7,7 +7,10 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from luthier.kernels import teacher as teachers
+from luthier.kernels.divergence import Divergence
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
+from luthier.kernels.teacher import Teacher
 from luthier.kernels.token_statistics import Statistic, token_statistics
 from luthier.models.lora import LoraLinear
 from luthier.models.token_rows import TokenRows
@@ -54,6 +57,35 @@ class OutputHead:
     ) -> tuple[Tensor, Tensor]:
         """Σ coefficient · logp with its gradient formed on the way, and logp [N] detached."""
         return linear_loss(*self.inputs(hidden_ND), target_N, coefficient_N, self.shape)
+
+    def divergence(
+        self, hidden_ND: Tensor, target_N: Tensor, teacher: Teacher, measure: Divergence
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probability of each target and divergence from the teacher, [N] each; any loss may follow."""
+        return teachers.token_divergence(*self.inputs(hidden_ND), target_N, teacher, measure, self.shape)
+
+    def linear_divergence(
+        self,
+        hidden_ND: Tensor,
+        target_N: Tensor,
+        teacher: Teacher,
+        measure: Divergence,
+        coefficient_N: Tensor,
+        of_divergence_N: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ coefficient · logp + of_divergence · divergence with its gradient, and both [N] detached."""
+        hidden_ND, weight_VD, bias_V = self.inputs(hidden_ND)
+        return teachers.linear_loss(
+            hidden_ND,
+            weight_VD,
+            bias_V,
+            target_N,
+            teacher,
+            measure,
+            coefficient_N,
+            of_divergence_N,
+            self.shape,
+        )
 
 
 def possible_shapes(config: Any) -> list[LogitShape]:

@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.data.batch import Batch
+from luthier.kernels import teacher as teachers
 from luthier.kernels.attention import Forest
+from luthier.kernels.divergence import Divergence
 from luthier.kernels.logprob import LogitShape
+from luthier.kernels.teacher import Teacher, TeacherHead, TeacherLogits
 from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
 from luthier.models.heads import OutputHead
@@ -73,6 +76,35 @@ class Policy(nn.Module):
             return (coefficient_N * logp_N).sum(), logp_N.detach()
         return self.head.linear_loss(self._hidden(batch), batch.target_N, coefficient_N)
 
+    def divergence(self, batch: Batch, teacher: Teacher, measure: Divergence) -> tuple[Tensor, Tensor]:
+        """Log-probability of every prediction and its divergence from the teacher, [N] each, in fp32."""
+        if self.layout == "plain":
+            return teachers.of_logits(self._plain_logits(batch), batch.target_N, teacher, measure)
+        return self.head.divergence(self._hidden(batch), batch.target_N, teacher, measure)
+
+    def linear_divergence(
+        self,
+        batch: Batch,
+        teacher: Teacher,
+        measure: Divergence,
+        coefficient_N: Tensor,
+        of_divergence_N: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Σ coefficient · logp + of_divergence · divergence, differentiable, and both [N] detached."""
+        if self.layout == "plain":
+            logp_N, div_N = self.divergence(batch, teacher, measure)
+            loss = (coefficient_N * logp_N + of_divergence_N * div_N).sum()
+            return loss, logp_N.detach(), div_N.detach()
+        return self.head.linear_divergence(
+            self._hidden(batch), batch.target_N, teacher, measure, coefficient_N, of_divergence_N
+        )
+
+    def as_teacher(self, batch: Batch) -> TeacherHead | TeacherLogits:
+        """What this model makes of every prediction, for another one to be compared with."""
+        if self.layout == "plain":
+            return TeacherLogits(self._plain_logits(batch))
+        return TeacherHead(*self.head.inputs(self._hidden(batch)), self.head.shape)
+
     def _hidden(self, batch: Batch) -> Tensor:
         """Hidden state that makes each prediction, [N, D]."""
         backbone = self.model.base_model
@@ -92,13 +124,17 @@ class Policy(nn.Module):
         return torch.cat(pieces)[self._order(batch)]
 
     def _plain(self, batch: Batch, names: Sequence[Statistic] = ()) -> dict[str, Tensor]:
+        return of_logits(self._plain_logits(batch), batch.target_N, names)
+
+    def _plain_logits(self, batch: Batch) -> Tensor:
+        """The model's own logits of every prediction, [N, V], in fp32."""
         pieces = []
         for tokens_P, source_M in self._documents(batch):
             logits_PV = self.model(input_ids=tokens_P[None], use_cache=False).logits[0]
             logits_MV = logits_PV.index_select(0, source_M)
             accumulate = torch.promote_types(logits_MV.dtype, torch.float32)
             pieces.append(logits_MV.to(accumulate))
-        return of_logits(torch.cat(pieces)[self._order(batch)], batch.target_N, names)
+        return torch.cat(pieces)[self._order(batch)]
 
     def _documents(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
         """For each sequence the tokens from its root on, [P], and where in them its predictions start from, [M]."""

@@ -43,6 +43,7 @@ from luthier.training.heads import check_head, load_head_model, modules_to_train
 from luthier.training.loop import Trainer
 from luthier.training.reference import build_reference, check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
+from luthier.training.teacher import build_teacher, check_teacher, check_vocabulary
 
 CPU_MICRO_TOKENS = 2048
 
@@ -108,6 +109,7 @@ def build_data(
         scratch: a folder of the run for tokens that are not kept.
     """
     method = build_method(config)
+    check_vocabulary(config, tokenizer)
     data = DataBuilder(
         config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
     ).build()
@@ -159,6 +161,7 @@ def build_trainer(
     )
     if isinstance(source, StepSource):
         source.dataset = data.train
+    teacher, about_teacher = build_teacher(config, next(policy.parameters()).device)
     trainer = Trainer(
         policy,
         method,
@@ -170,8 +173,9 @@ def build_trainer(
         max_tokens=config.train.max_tokens,
         reference=reference,
     )
+    trainer.learner.scorer.teacher = teacher
     _plan(config, trainer, say if cluster.is_main else _say_nothing)
-    return trainer, data, notes + told
+    return trainer, data, notes + told + about_teacher
 
 
 def _arranged(config: Config, method: Method, data: Data) -> Data:
@@ -306,6 +310,7 @@ def build_method(config: Config) -> Method:
         ConfigError: settings that cannot work together.
     """
     method: Method = _plugin(luthier.methods, config.method.name, config.method.options)
+    check_teacher(config, method)
     check_head(config, method.head())
     check_reference(config, method)
     return method

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.evaluate.scoring import Scorer
-from luthier.methods.base import Method, Scores
+from luthier.methods.base import Method
 from luthier.models.activations.assemble import tokens_in_flight
 from luthier.models.activations.gauge import HostGauge
 from luthier.models.activations.planner import ActivationPlanner
@@ -77,8 +77,8 @@ class Learner:
         coefficient_N = self.method.coefficients(batch)
         if coefficient_N is None:
             return self.method.loss(self.scorer(batch), batch)
-        loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
-        return loss, self.method.loss(Scores(logp_N), batch)[1]
+        loss, scores = self.scorer.linear(batch, coefficient_N)
+        return loss, self.method.loss(scores, batch)[1]
 
     def replay(self, say: Callable[[str], None]) -> None:
         """Replays micro-batches instead of running each anew; they should all have one shape."""

@@ -111,6 +111,9 @@ def with_absolute_paths(config: Config) -> Config:
     checkpoint = config.checkpoint.model_copy(update={"start": absolute(config.checkpoint.start)})
     model = config.model.model_copy(update={"name": absolute(config.model.name)})
     reference = config.reference.model_copy(update={"name": absolute(config.reference.name)})
+    teacher = config.teacher
+    if teacher is not None:
+        teacher = teacher.model_copy(update={"name": absolute(teacher.name)})
     name = config.method.name
     method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
     return config.model_copy(
@@ -120,6 +123,7 @@ def with_absolute_paths(config: Config) -> Config:
             "method": method,
             "reference": reference,
             "checkpoint": checkpoint,
+            "teacher": teacher,
         }
     )
 

@@ -204,8 +204,9 @@ def _train(
             return {}
         budget = max(trainer.source.micro_tokens, int(held_out.lengths.max()))
         batches = in_order(held_out, budget, cluster.rank, cluster.world)
+        scorer = trainer.learner.scorer
         return evaluate_loss(
-            trainer.policy, trainer.method, batches, cluster, device, trainer.learner.reference
+            trainer.policy, trainer.method, batches, cluster, device, scorer.reference, scorer.teacher
         )
 
     def tell(step: int, values: dict[str, float]) -> None:

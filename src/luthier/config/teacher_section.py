@@ -1,0 +1,18 @@
+"""The section that names the model to learn from."""
+
+from typing import Literal
+
+from luthier.config.section import Section, Text
+
+
+class TeacherSection(Section):
+    """The model that a method such as `distill` learns from. `teacher: NAME` is short for `teacher: {name: NAME}`."""
+
+    name: Text
+    """A folder, a hub id, a `.gguf` file or a `demo:` name. Its vocabulary must be that of `model`."""
+
+    revision: Text | None = None
+    """Commit, branch or tag of a hub id."""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of its weights, which are never trained. `auto`: as for `model`."""
