@@ -1,0 +1,155 @@
+"""Does a smaller model learn more from a teacher than from the data alone?
+
+    python -m bench.learn_distill [--layers 8] [--steps 150] [--rows 480]
+
+The student is some of the teacher's own layers (the first, the last, and others evenly between) with its embeddings,
+so it writes nonsense before training. It is trained twice on the same rows for as many steps: with the loss of the data
+alone (`sft`), and with the teacher beside it (`distill`). Both are judged by the mean negative log-likelihood of the
+answers of held-out rows, each at its own best evaluation. The share of the gap that distillation closes is
+
+    (sft - distill) / (sft - teacher)
+
+and the goal is a half. Rows: the Alpaca demo of ../shared/data, or any file that is given with --data.
+"""
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Sequence
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from bench import results
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+GOAL = 0.5
+
+
+def cut(teacher: str, layers: int, folder: Path) -> str:
+    """Saves a model of some of the teacher's layers with the teacher's tokenizer; returns the folder."""
+    import torch
+
+    from luthier.models.load import load_model, load_tokenizer, resolve_model
+
+    model: Any = load_model(resolve_model(teacher), torch.float32, torch.device("cpu"))
+    stack = model.model.layers
+    kept = [round(i * (len(stack) - 1) / max(1, layers - 1)) for i in range(layers)]
+    model.model.layers = torch.nn.ModuleList(stack[i] for i in kept)
+    for index, layer in enumerate(model.model.layers):
+        layer.self_attn.layer_idx = index
+    model.config.num_hidden_layers = layers
+    if getattr(model.config, "layer_types", None):
+        model.config.layer_types = [model.config.layer_types[i] for i in kept]
+    model.save_pretrained(folder)
+    load_tokenizer(teacher).save_pretrained(folder)
+    return str(folder)
+
+
+def config_of(known: argparse.Namespace, folder: Path, name: str, **sections: Any) -> dict[str, Any]:
+    """A run over the same rows in the same order."""
+    return {
+        "model": str(folder / "student"),
+        "data": {
+            "sets": [{"path": str(known.data), "rows": known.rows + known.held_out}],
+            "eval_rows": known.held_out,
+            "max_length": 512,
+            "max_drop_fraction": 1.0,
+            "cache": False,
+        },
+        "optim": {"lr": known.lr},
+        "train": {
+            "steps": known.steps,
+            "tokens_per_step": known.tokens,
+            "tokens_per_micro_batch": known.tokens,
+        },
+        "eval": {"samples": 0, "every": max(1, known.steps // 10)},
+        "run": {"name": name, "root": str(folder / "runs")},
+        **sections,
+    }
+
+
+def learn(config: dict[str, Any]) -> list[tuple[int, float]]:
+    """Trains; the held-out negative log-likelihood by step."""
+    import luthier
+    from luthier.runs.metrics import read_metrics
+
+    folder = luthier.train(config, say=lambda line: None).folder
+    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "eval"]
+    return [(row["step"], row.get("nll_loss", row["loss"])) for row in rows]
+
+
+def held_out_loss(config: dict[str, Any]) -> float:
+    """The negative log-likelihood of the held-out rows by a model as it is."""
+    import luthier
+    from luthier.data.loader import in_order
+    from luthier.evaluate.loss import evaluate_loss
+    from luthier.models.load import load_tokenizer
+    from luthier.parallel.cluster import Cluster
+    from luthier.training.build import build_data, build_template, build_trainer
+
+    checked, cluster = luthier.check(config), Cluster()
+    tokenizer = load_tokenizer(checked.model.name)
+    template = build_template(checked, tokenizer)
+    with tempfile.TemporaryDirectory() as scratch:
+        data = build_data(checked, tokenizer, template, cluster, str, Path(scratch))
+        trainer, data, _ = build_trainer(checked, data, cluster, lambda line: None)
+        assert data.held_out is not None
+        batches = in_order(data.held_out, trainer.source.micro_tokens)
+        return evaluate_loss(trainer.policy, trainer.method, batches, cluster, trainer.device)["loss"]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; 1 if less than a half of the gap is closed."""
+    parser = argparse.ArgumentParser(
+        prog="bench/learn_distill.py", description=str(__doc__).partition("\n")[0]
+    )
+    parser.add_argument("--teacher", default="demo:smollm2-135m")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the student")
+    parser.add_argument("--data", type=Path, default=SHARED / "alpaca_en_demo.json")
+    parser.add_argument("--rows", type=int, default=480, help="rows to learn from")
+    parser.add_argument("--held-out", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens a step")
+    parser.add_argument("--lr", type=float, default=5e-4)
+    parser.add_argument("--alpha", type=float, default=0.9)
+    parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
+    known = parser.parse_args(arguments)
+    outcome: dict[str, Any] = {
+        "kind": "learn-distill",
+        "date": date.today().isoformat(),
+        "settings": {n: str(v) if isinstance(v, Path) else v for n, v in vars(known).items() if n != "out"},
+        "machine": results.machine("cpu", None),
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        cut(known.teacher, known.layers, folder / "student")
+        plain = config_of(known, folder, "sft", method="sft")
+        taught = config_of(
+            known, folder, "distill", method={"name": "distill", "alpha": known.alpha}, teacher=known.teacher
+        )
+        found = {
+            "teacher": [(0, held_out_loss({**plain, "model": known.teacher}))],
+            "student before": [(0, held_out_loss(plain))],
+            "sft": learn(plain),
+            "distill": learn(taught),
+        }
+    best = {which: min(loss for _, loss in losses) for which, losses in found.items()}
+    closed = (best["sft"] - best["distill"]) / (best["sft"] - best["teacher"])
+    results.write(
+        {**outcome, "held_out": found, "closed": closed}, known.out / f"learn-distill-{outcome['date']}.json"
+    )
+    table = Table("model", "held-out loss", "last", "at step")
+    for which, losses in found.items():
+        step = min(losses, key=lambda pair: pair[1])[0]
+        table.add_row(which, f"{best[which]:.4f}", f"{losses[-1][1]:.4f}", str(step))
+    Console(width=100).print(table)
+    print(f"closed: {closed:.0%} of the gap that sft leaves (goal: at least {GOAL:.0%})")
+    return 0 if closed >= GOAL else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
