@@ -44,7 +44,7 @@ def test_a_good_config_is_ok_and_shows_what_would_happen(folder, capsys):
     assert out[0] == "ok"
     assert {line[:15].strip(): line[15:] for line in out[1:]} == {
         "model": "demo:smollm2-135m (dtype auto, device auto)",
-        "method": "sft",
+        "method": "sft (label_smoothing 0.0, z_loss 0.0, token_metrics False)",
         "data": "a.jsonl (rows of at most 4,096 tokens, longer: drop, plain text: split)",
         "weights": "LoRA of rank 4, alpha 8, on all linear layers; whole: lm_head",
         "optimizer": "adamw (lr 0.0001, beta1 0.9, beta2 0.999, eps 1e-08, weight_decay 0.0)",
