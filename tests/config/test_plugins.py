@@ -122,7 +122,7 @@ def test_every_option_has_a_docstring_and_a_name_of_its_own():
 def test_options_are_resolved_with_their_defaults():
     config = config_from_dict({**BASE, "optim": {"lr": 1e-3, "beta1": 0.8}})
     assert config.optim.options == {"beta1": 0.8, "beta2": 0.999, "eps": 1e-8, "weight_decay": 0.0}
-    assert config.method.options == {}
+    assert config.method.options == {"label_smoothing": 0.0, "z_loss": 0.0, "token_metrics": False}
 
 
 def test_the_resolved_options_build_the_plugin():
