@@ -226,3 +226,37 @@ def test_modules_by_the_names_of_the_hub(tmp_path):
 def test_files_of_no_known_tool(tmp_path, values):
     with pytest.raises(ConfigError, match=r"configuration of"):
         imported(tmp_path, values)
+
+
+@pytest.mark.parametrize("tool", ["llamafactory", "axolotl"])
+def test_noise_on_embeddings_is_taken_over_unless_it_is_off(tmp_path, tool):
+    result = imported(tmp_path, small(tool) | {"neftune_noise_alpha": 5})
+    assert result.values["train"]["neftune_noise_alpha"] == 5.0
+    assert kinds(imported(tmp_path, small(tool) | {"neftune_noise_alpha": 0}), "neftune_noise_alpha") == {
+        Kind.NEEDLESS
+    }
+
+
+def test_smoothed_targets_belong_to_sft_alone(tmp_path):
+    given = {"label_smoothing_factor": 0.1}
+    result = imported(tmp_path, small("llamafactory") | given)
+    assert result.values["method"] == {"name": "sft", "label_smoothing": 0.1}
+    result = imported(tmp_path, small("llamafactory") | given | {"stage": "dpo"})
+    assert "label_smoothing" not in result.values["method"]
+    assert kinds(result, "label_smoothing_factor") == {Kind.NONE}
+
+
+@pytest.mark.parametrize(("tool", "switch"), [("llamafactory", "use_eaft_loss"), ("axolotl", "use_eaft")])
+def test_the_entropy_gate_is_taken_over_with_its_power(tmp_path, tool, switch):
+    result = imported(tmp_path, small(tool) | {switch: True, "eaft_alpha": 0.5})
+    assert result.values["method"] == {"name": "eaft", "alpha": 0.5}
+    result = imported(tmp_path, small(tool) | {"eaft_alpha": 0.5})
+    assert result.values["method"] == {"name": "sft"} and kinds(result, "eaft_alpha") == {Kind.NEEDLESS}
+    if tool == "axolotl":
+        more = imported(tmp_path, small(tool) | {switch: True, "eaft_k": 30})
+        assert kinds(more, "eaft_k") == {Kind.NONE}
+
+
+def test_weights_of_wpo_are_taken_over(tmp_path):
+    result = imported(tmp_path, small("axolotl") | {"rl": "dpo", "dpo_use_weighting": True})
+    assert result.values["method"]["wpo"] is True

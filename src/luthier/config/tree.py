@@ -133,6 +133,9 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this norm. null: never."""
 
+    neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
+    """Strength of the noise on embedded tokens in training (NEFTune, arXiv:2310.05914, which has 5 to 15). 0: none."""
+
     threads: Positive | None = None
     """CPU threads. Absent: all cores."""
 

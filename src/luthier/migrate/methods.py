@@ -6,7 +6,7 @@ from typing import Any
 from luthier.config.plugins import known_plugins
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
-from luthier.migrate.readers import Misread
+from luthier.migrate.readers import Misread, is_off, real, whole
 
 _SAYS = {
     "dpo": "learns from preferences (DPO)",
@@ -25,6 +25,8 @@ _SAYS = {
     "eaft": "changes the loss of sft (EAFT)",
     "ebft": "fits features of whole answers (EBFT)",
 }
+TOP = 20
+"""Tokens that the gate of EAFT looks at."""
 _FORMS = {"ipo": ("dpo", {"loss_type": "ipo"}), "hinge": ("dpo", {"loss_type": "hinge"})}
 """Methods that are another one with an option."""
 
@@ -40,6 +42,36 @@ def put_method(draft: Draft, key: str, name: str) -> None:
     draft.map(key, "method.name", ours)
     for option, value in options.items():
         draft.put(f"method.{option}", value)
+
+
+def put_smoothing(draft: Draft) -> None:
+    """Sets label smoothing from transformers' own key, which other methods than sft do not heed."""
+    key = "label_smoothing_factor"
+    method = draft.values.get("method", {}).get("name", "sft")
+    if key not in draft.given:
+        return
+    if is_off(draft.given[key]):
+        draft.needless(key, "is switched off")
+    elif method == "sft":
+        draft.map(key, "method.label_smoothing", draft.get(key, real, 0.0))
+    else:
+        draft.none(key, f"is not an option of {method} here")
+
+
+def put_gate(draft: Draft, switch: str) -> None:
+    """Sets the options of EAFT (`eaft_alpha`, `eaft_k`), which do nothing without the key that switches it on."""
+    on = draft.values.get("method", {}).get("name") == "eaft"
+    for key in ("eaft_alpha", "eaft_k"):
+        if key not in draft.given:
+            continue
+        if not on:
+            draft.needless(key, f"has no effect without {switch}")
+        elif key == "eaft_alpha":
+            draft.map(key, "method.alpha", draft.get(key, real, 1.0))
+        elif draft.get(key, whole, TOP) == TOP:
+            draft.needless(key, f"the gate looks at the {TOP} likeliest tokens here, too")
+        else:
+            draft.none(key, f"the gate always looks at the {TOP} likeliest tokens")
 
 
 def put_options(draft: Draft, options: dict[str, tuple[str, Any]]) -> None:

@@ -16,6 +16,18 @@ def to(target: str, read: Callable[[Any], Any], note: str = "") -> Rule:
     return rule
 
 
+def when_on(target: str, read: Callable[[Any], Any]) -> Rule:
+    """Sets Luthier's key as `to` does, unless it is switched off."""
+
+    def rule(draft: Draft, key: str, value: Any) -> None:
+        if is_off(value):
+            draft.needless(key, "is switched off")
+        else:
+            draft.map(key, target, read(value))
+
+    return rule
+
+
 def needless(reason: str) -> Rule:
     """Changes nothing, for the reason given."""
 

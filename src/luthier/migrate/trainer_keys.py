@@ -5,7 +5,7 @@ Axolotl hands some of them on under the same names.
 
 from luthier.migrate.draft import Rule
 from luthier.migrate.readers import real, whole
-from luthier.migrate.rules import absent, each, grouped, needless, option_of, to
+from luthier.migrate.rules import absent, each, grouped, needless, option_of, to, when_on
 
 SHARDS = "one process trains, or several with whole copies; sharding comes with the distribution work"
 _DDP = "processes exchange gradients in Luthier's own way"
@@ -30,9 +30,9 @@ KEYS: dict[str, Rule] = {
     "gradient_accumulation_steps": grouped(),
     "auto_find_batch_size": needless("micro-batches hold a number of tokens, and memory is planned before"),
     "max_grad_norm": grouped(),
-    "label_smoothing_factor": absent("targets are not smoothed"),
+    "label_smoothing_factor": grouped(),
     "average_tokens_across_devices": needless("the loss is always a mean over all tokens of a step"),
-    "neftune_noise_alpha": absent("no noise is added to embeddings"),
+    "neftune_noise_alpha": when_on("train.neftune_noise_alpha", real),
     "seed": to("seed", whole),
     "data_seed": needless("seed fixes the order of rows too"),
     "full_determinism": needless("seed fixes everything that is drawn"),

@@ -8,6 +8,7 @@ Three layouts, chosen by what the model can do (tripwire.py), with the same numb
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ from luthier.kernels.teacher import Teacher, TeacherHead, TeacherLogits
 from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
 from luthier.models.heads import OutputHead
+from luthier.models.noise import EmbeddingNoise
 
 Layout = Literal["packed", "rows", "plain"]
 
@@ -40,6 +42,8 @@ class Policy(nn.Module):
         super().__init__()
         self.model, self.layout = model, layout
         self.head = OutputHead(model, shape or LogitShape())
+        self.noise: EmbeddingNoise | None = None
+        """What is added to embedded tokens in training."""
         if layout == "packed":
             compat.use_forest_attention(model)
         else:
@@ -49,9 +53,9 @@ class Policy(nn.Module):
     def can_share(self) -> bool:
         """Whether a token's hidden state depends on what stands before it and on nothing else.
 
-        Then rows may share what they begin with. Not so without packing, nor where dropout draws.
+        Then rows may share what they begin with. Not so without packing, nor where dropout or noise is drawn.
         """
-        return self.layout == "packed" and not any(map(_dropout, self.model.modules()))
+        return self.layout == "packed" and self.noise is None and not any(map(_dropout, self.model.modules()))
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every prediction, [N], in fp32."""
@@ -110,17 +114,19 @@ class Policy(nn.Module):
         backbone = self.model.base_model
         if self.layout == "packed":
             forest = Forest(tuple(batch.starts_S1.tolist()), tuple(batch.parent_S.tolist()))
-            hidden_TD = backbone(
-                input_ids=batch.tokens_T[None],
-                position_ids=batch.positions_T[None],
-                use_cache=False,
-                forest=forest,
-            ).last_hidden_state[0]
+            with self._noisy(batch):
+                hidden_TD = backbone(
+                    input_ids=batch.tokens_T[None],
+                    position_ids=batch.positions_T[None],
+                    use_cache=False,
+                    forest=forest,
+                ).last_hidden_state[0]
             return hidden_TD.index_select(0, batch.source_N)
         pieces = []
-        for tokens_P, source_M in self._documents(batch):
-            hidden_PD = backbone(input_ids=tokens_P[None], use_cache=False).last_hidden_state[0]
-            pieces.append(hidden_PD.index_select(0, source_M))
+        for index_P, source_M in self._documents(batch):
+            with self._noisy(batch, index_P):
+                found = backbone(input_ids=batch.tokens_T[index_P][None], use_cache=False)
+            pieces.append(found.last_hidden_state[0].index_select(0, source_M))
         return torch.cat(pieces)[self._order(batch)]
 
     def _plain(self, batch: Batch, names: Sequence[Statistic] = ()) -> dict[str, Tensor]:
@@ -129,15 +135,24 @@ class Policy(nn.Module):
     def _plain_logits(self, batch: Batch) -> Tensor:
         """The model's own logits of every prediction, [N, V], in fp32."""
         pieces = []
-        for tokens_P, source_M in self._documents(batch):
-            logits_PV = self.model(input_ids=tokens_P[None], use_cache=False).logits[0]
+        for index_P, source_M in self._documents(batch):
+            with self._noisy(batch, index_P):
+                logits_PV = self.model(input_ids=batch.tokens_T[index_P][None], use_cache=False).logits[0]
             logits_MV = logits_PV.index_select(0, source_M)
             accumulate = torch.promote_types(logits_MV.dtype, torch.float32)
             pieces.append(logits_MV.to(accumulate))
         return torch.cat(pieces)[self._order(batch)]
 
+    def _noisy(self, batch: Batch, index_P: Tensor | None = None) -> AbstractContextManager[None]:
+        """While it holds, these tokens of the stream are embedded with noise, if there is any."""
+        if self.noise is None or not self.training:
+            return nullcontext()
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding, nn.Module)
+        return self.noise.added(embedding, batch, index_P)
+
     def _documents(self, batch: Batch) -> list[tuple[Tensor, Tensor]]:
-        """For each sequence the tokens from its root on, [P], and where in them its predictions start from, [M]."""
+        """For each sequence where its tokens are, from its root on, [P], and its predictions start in them, [M]."""
         starts = batch.starts_S1.tolist()
         documents = []
         for number, path in enumerate(batch.paths()):
@@ -145,7 +160,7 @@ class Policy(nn.Module):
                 batch.tokens_T.device
             )
             source_M = torch.searchsorted(index_P, batch.source_N[batch.sequence_N == number])
-            documents.append((batch.tokens_T[index_P], source_M))
+            documents.append((index_P, source_M))
         return documents
 
     def _order(self, batch: Batch) -> Tensor:

@@ -32,6 +32,7 @@ from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.lora import LoraReport, apply_lora
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
+from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
@@ -145,6 +146,7 @@ def build_trainer(
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
+    notes += _add_noise(config, policy)
     data = _arranged(config, method, data)
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     source = _source(config, data, policy, cluster, micro_tokens)
@@ -187,6 +189,17 @@ def _arranged(config: Config, method: Method, data: Data) -> Data:
 
 def _say_nothing(line: str) -> None:
     """What the other ranks say."""
+
+
+def _add_noise(config: Config, policy: Policy) -> list[str]:
+    """Makes training noisy if that is asked for; returns what to say of it."""
+    alpha = config.train.neftune_noise_alpha
+    if not alpha:
+        return []
+    shared = config.data.share_prefixes and policy.can_share
+    policy.noise = EmbeddingNoise(alpha, config.seed)
+    besides = "; what rows begin with alike is computed for each of them" if shared else ""
+    return [f"noise on embedded tokens in training (NEFTune, alpha {alpha:g}){besides}"]
 
 
 def _source(

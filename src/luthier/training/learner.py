@@ -50,8 +50,13 @@ class Learner:
         self.units = torch.ones((), dtype=torch.float64, device=device)
         self.totals_M = torch.zeros(1 + len(method.metrics), dtype=torch.float64, device=device)
 
-    def __call__(self, micro_batches: Sequence[Batch], units: float) -> Tensor:
-        """Adds the gradient of the summed loss over `units`; returns the sums of loss and metrics, on the device."""
+    def __call__(self, micro_batches: Sequence[Batch], units: float, step: int = 0) -> Tensor:
+        """Adds the gradient of the summed loss over `units`; returns the sums of loss and metrics, on the device.
+
+        `step` is the number of steps before this one; what is drawn at random may depend on it.
+        """
+        if self.policy.noise is not None:
+            self.policy.noise.step = step
         self.totals_M.zero_()
         self.units.fill_(units)
         learned = self.scorer.look_ahead(micro_batches, self.device)
@@ -87,6 +92,9 @@ class Learner:
             return
         if isinstance(self.policy, HeadPolicy):
             say("micro-batches are not replayed: where the head reads differs from one to the next")
+            return
+        if self.policy.noise is not None:
+            say("micro-batches are not replayed: the noise on embeddings depends on the step")
             return
         self.gradients.hold()
         self.micro_batches.replay(self._clear, say)

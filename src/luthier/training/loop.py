@@ -81,7 +81,7 @@ class Trainer:
         """One optimizer step over this rank's micro-batches."""
         start = time.perf_counter()
         units, tokens = self._count(micro_batches)
-        totals_M = self.learner(micro_batches, units)
+        totals_M = self.learner(micro_batches, units, self.progress.step)
         self.gradients.collect(self.cluster.sum)
         self.cluster.sum_in_place(self.gradients.tensors())
         values = self._means(totals_M, units)

@@ -8,7 +8,7 @@ from luthier.migrate.axolotl.data import put_data
 from luthier.migrate.batches import Factor, put_tokens_per_step
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
-from luthier.migrate.methods import put_method, put_options
+from luthier.migrate.methods import put_gate, put_method, put_options
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import (
@@ -110,6 +110,7 @@ _OPTIONS = {
     "simpo_gamma": ("gamma", real),
     "dpo_label_smoothing": ("label_smoothing", real),
     "dpo_loss_type": ("loss_type", names),
+    "dpo_use_weighting": ("wpo", switch),
     "dpo_loss_weights": ("loss_weights", numbers),
     "kto_desirable_weight": ("desirable_weight", real),
     "kto_undesirable_weight": ("undesirable_weight", real),
@@ -129,6 +130,7 @@ def _put_method(draft: Draft) -> None:
             draft.needless(key, "is switched off")
     if not draft.has("method.name"):
         draft.put("method.name", "sft")
+    put_gate(draft, "use_eaft")
     alpha = {"orpo": "beta", "simpo": "nll_weight"}.get(draft.values["method"]["name"], "")
     put_options(draft, _OPTIONS | {"orpo_alpha": (alpha, real), "cpo_alpha": (alpha, real)})
     for key in ("model_type", "type_of_model"):

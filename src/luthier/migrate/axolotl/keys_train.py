@@ -2,7 +2,7 @@
 
 from luthier.migrate.draft import Rule
 from luthier.migrate.readers import real, whole
-from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
+from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to, when_on
 from luthier.migrate.trainer_keys import SHARDS
 
 _TRACKERS = "nothing is sent to a tracker; the run's folder has its metrics and report"
@@ -60,11 +60,9 @@ KEYS: dict[str, Rule] = {
         absent(_RESTARTS),
         "jagged_restart_steps jagged_restart_warmup_steps jagged_restart_anneal_steps",
     ),
-    "neftune_noise_alpha": absent("no noise is added to embeddings"),
-    "noisy_embedding_alpha": absent("no noise is added to embeddings"),
-    "use_eaft": grouped(),
-    "eaft_alpha": option_of("use_eaft", "EAFT is not there"),
-    "eaft_k": option_of("use_eaft", "EAFT is not there"),
+    "neftune_noise_alpha": when_on("train.neftune_noise_alpha", real),
+    "noisy_embedding_alpha": when_on("train.neftune_noise_alpha", real),
+    **each(grouped(), "use_eaft eaft_alpha eaft_k"),
     "diffusion": blocks("trains a text diffusion model; Luthier trains models that write from left to right"),
     # precision, memory, speed
     **each(grouped(), "bf16 fp16 bfloat16 float16 float32"),
@@ -165,9 +163,9 @@ KEYS: dict[str, Rule] = {
     **each(
         grouped(),
         "rl_beta dpo_beta orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight "
-        "dpo_label_smoothing dpo_loss_type dpo_loss_weights",
+        "dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_use_weighting",
     ),
-    **each(option_of("rl", "is not an option of the method here"), "rpo_alpha dpo_use_weighting"),
+    "rpo_alpha": option_of("rl", "is not an option of the method here"),
     **each(
         needless(_RL),
         "trl vllm ebft dpo_use_logits_to_keep dpo_norm_loss dpo_generate_during_eval dpo_use_liger_kernel "

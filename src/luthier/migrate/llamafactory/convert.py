@@ -9,7 +9,7 @@ from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 from luthier.migrate.llamafactory import keys_data, keys_model, keys_tuning
 from luthier.migrate.llamafactory.data import put_data
-from luthier.migrate.methods import put_method, put_options
+from luthier.migrate.methods import put_gate, put_method, put_options, put_smoothing
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import is_off, number, real, section, switch, text, whole
@@ -56,6 +56,8 @@ def convert(draft: Draft) -> None:
         elif key in draft.given:
             draft.needless(key, "is switched off")
     _put_method_options(draft, stage)
+    put_gate(draft, "use_eaft_loss")
+    put_smoothing(draft)
     _put_weights(draft)
     put_data(draft, plain_text=stage == "pt")
     _put_optimizer(draft)

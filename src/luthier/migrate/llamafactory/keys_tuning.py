@@ -44,7 +44,7 @@ KEYS: dict[str, Rule] = {
     "use_asft_loss": grouped(),
     "asft_alpha": option_of("use_asft_loss", _LOSS),
     "use_eaft_loss": grouped(),
-    "eaft_alpha": option_of("use_eaft_loss", _LOSS),
+    "eaft_alpha": grouped(),
     "use_chunked_ce_loss": needless("the loss never holds all logits at once"),
     "chunked_ce_num_chunks": needless("the loss never holds all logits at once"),
     "chunked_ce_upcast_logits": needless("the loss is always computed in float32"),
