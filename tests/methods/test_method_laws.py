@@ -1,22 +1,18 @@
 """Laws 1, 2, 3 and 5 for every method and variant: no layout, split, order, rank or interruption changes a step."""
 
-import threading
-from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from luthier.data.batch import collate
 from luthier.data.sharing import share_prefixes
-from luthier.parallel.cluster import Cluster
 from luthier.runs.folder import RunFolder
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.loop import Trainer
 from method_rows import all_variants, apart, variant_id
 from method_steps import Step, Variant, method_of, policy_of, rows_of, step_of, teacher_of
+from thread_ranks import on_ranks
 from training_parts import make_trainer, trained_weights
 
 every_variant = pytest.mark.parametrize("variant", all_variants(), ids=variant_id)
@@ -49,50 +45,6 @@ def test_a_shared_prompt_is_the_same_as_one_for_each_answer(variant: Variant) ->
     separate = [apart(row) if len(row.segments) > 1 else row for row in rows]
     assert sum(map(len, separate)) > sum(map(len, rows)) or method_of(variant).reads == "conversation"
     check_same(step_of(variant, [collate(separate)]), step_of(variant, [collate(rows)]))
-
-
-class Thread(Cluster):
-    """One of several ranks that are threads of this process."""
-
-    def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier):
-        self.rank, self.world, self.board, self.meet = rank, len(board), board, barrier
-
-    def gather(self, value: Any) -> list[Any]:
-        self.board[self.rank] = value
-        self.meet.wait()
-        values = list(self.board)
-        self.meet.wait()
-        return values
-
-    def sum(self, values: Sequence[float]) -> list[float]:
-        return [sum(column) for column in zip(*self.gather(list(values)), strict=True)]
-
-    def sum_in_place(self, tensors: Sequence[Tensor]) -> None:
-        everyone = self.gather([tensor.clone() for tensor in tensors])
-        for index, tensor in enumerate(tensors):
-            tensor.copy_(sum(rank[index] for rank in everyone))
-
-    def barrier(self) -> None:
-        self.meet.wait()
-
-
-def on_ranks(world: int, work: Callable[[Cluster], Any]) -> list[Any]:
-    """What `work` returns on each rank."""
-    board, barrier, results = [None] * world, threading.Barrier(world, timeout=60), [None] * world
-
-    def run(rank: int) -> None:
-        try:
-            results[rank] = work(Thread(rank, board, barrier))
-        except BaseException:
-            barrier.abort()
-            raise
-
-    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(world)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return results
 
 
 @pytest.mark.parametrize(

@@ -260,3 +260,15 @@ def test_the_entropy_gate_is_taken_over_with_its_power(tmp_path, tool, switch):
 def test_weights_of_wpo_are_taken_over(tmp_path):
     result = imported(tmp_path, small("axolotl") | {"rl": "dpo", "dpo_use_weighting": True})
     assert result.values["method"]["wpo"] is True
+
+
+def test_what_a_preference_is_compared_with(tmp_path):
+    """A second model, numbers computed beforehand; where nothing is compared they change nothing."""
+    other = {"ref_model": "owner/other", "dataset": "pairs", "stage": "dpo"}
+    assert imported(tmp_path, small("llamafactory") | other).values["reference"] == {"name": "owner/other"}
+    without = imported(tmp_path, small("llamafactory") | other | {"pref_loss": "orpo"})
+    assert "reference" not in without.values and kinds(without, "ref_model") == {Kind.NEEDLESS}
+    before = {"rl": "dpo", "precompute_ref_log_probs": True}
+    assert imported(tmp_path, small("axolotl") | before).values["reference"] == {"precompute": True}
+    plain = imported(tmp_path, small("axolotl") | {"precompute_ref_log_probs": True})
+    assert "reference" not in plain.values

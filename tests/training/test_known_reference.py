@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from luthier.data.known import WithGiven, survey
+from luthier.data.loader import StepSource
 from luthier.models.lora import apply_lora
 from luthier.models.policy import Policy
 from luthier.models.reference import GIVEN, Known
@@ -44,6 +45,7 @@ def test_it_trains_as_the_live_one(variant: tuple[str, dict[str, Any]], lora: bo
     told = make_trainer(
         rows_for("pair" if method == "dpo" else "label"), method=method, options=options, lora=lora, lr=lr
     )
+    assert isinstance(told.source, StepSource)
     told.source.dataset = known_of(told.policy, told.source.dataset, tmp_path)
     told.learner.reference = told.learner.scorer.reference = Known()
     for step in range(8):

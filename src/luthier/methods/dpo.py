@@ -22,7 +22,8 @@ TRL's `aot_unpaired`: h of the chosen answers against h of the rejected ones. Bo
 
 `wpo` weighs each pair's whole loss by how likely the model itself is to give its answers (2406.11827).
 
-Not here, and why: TR-DPO's moving reference (2404.09656) needs a reference that checkpoints hold.
+A reference that follows the model (TR-DPO, 2404.09656), another model as reference, or one that is computed once:
+the section `reference`, see docs/reference.md.
 
 When: pairs of a better and a worse answer, after supervised fine-tuning. Watch rewards/accuracies (above 0.5 and
 rising) and rewards/margins; logps/chosen often falls, which an `sft` term prevents.

@@ -30,6 +30,9 @@ TOP = 20
 _FORMS = {"ipo": ("dpo", {"loss_type": "ipo"}), "hinge": ("dpo", {"loss_type": "hinge"})}
 """Methods that are another one with an option."""
 
+_COMPARING = ("dpo", "kto", "bco", "dpo_ranking")
+"""Methods that compare with a reference."""
+
 
 def put_method(draft: Draft, key: str, name: str) -> None:
     """Sets `method` if Luthier has it; else the file cannot be imported."""
@@ -97,3 +100,15 @@ def put_option(draft: Draft, key: str, option: str, value: Any, read: Callable[[
         draft.needless(key, "belongs to methods that learn from preferences or rewards")
     else:
         draft.none(key, f"is not an option of {method} here")
+
+
+def put_reference(draft: Draft, key: str, target: str, read: Callable[[Any], Any]) -> None:
+    """Sets a key of the section `reference`, if the method compares with one; else it changes nothing."""
+    if key not in draft.given:
+        return
+    if draft.values.get("method", {}).get("name", "sft") not in _COMPARING:
+        draft.needless(key, "the method compares with no reference")
+        return
+    value = draft.get(key, read)
+    if value is not None:
+        draft.map(key, target, value)

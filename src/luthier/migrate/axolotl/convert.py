@@ -8,7 +8,7 @@ from luthier.migrate.axolotl.data import put_data
 from luthier.migrate.batches import Factor, put_tokens_per_step
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
-from luthier.migrate.methods import put_gate, put_method, put_options
+from luthier.migrate.methods import put_gate, put_method, put_options, put_reference
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import (
@@ -133,6 +133,7 @@ def _put_method(draft: Draft) -> None:
     put_gate(draft, "use_eaft")
     alpha = {"orpo": "beta", "simpo": "nll_weight"}.get(draft.values["method"]["name"], "")
     put_options(draft, _OPTIONS | {"orpo_alpha": (alpha, real), "cpo_alpha": (alpha, real)})
+    put_reference(draft, "precompute_ref_log_probs", "reference.precompute", switch)
     for key in ("model_type", "type_of_model"):
         kind = draft.get(key, text)
         if kind and any(word in kind for word in ("SequenceClassification", "TokenClassification")):

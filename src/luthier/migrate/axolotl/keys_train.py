@@ -163,13 +163,13 @@ KEYS: dict[str, Rule] = {
     **each(
         grouped(),
         "rl_beta dpo_beta orpo_alpha simpo_gamma cpo_alpha kto_desirable_weight kto_undesirable_weight "
-        "dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_use_weighting",
+        "dpo_label_smoothing dpo_loss_type dpo_loss_weights dpo_use_weighting precompute_ref_log_probs",
     ),
     "rpo_alpha": option_of("rl", "is not an option of the method here"),
     **each(
         needless(_RL),
         "trl vllm ebft dpo_use_logits_to_keep dpo_norm_loss dpo_generate_during_eval dpo_use_liger_kernel "
-        "dpo_padding_free precompute_ref_log_probs center_rewards_coefficient max_prompt_len num_labels "
+        "dpo_padding_free center_rewards_coefficient max_prompt_len num_labels "
         "rl_adapter_ref_model reward_model_lora",
     ),
     "kd_trainer": blocks(_TEACHER),

@@ -9,7 +9,7 @@ from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 from luthier.migrate.llamafactory import keys_data, keys_model, keys_tuning
 from luthier.migrate.llamafactory.data import put_data
-from luthier.migrate.methods import put_gate, put_method, put_options, put_smoothing
+from luthier.migrate.methods import put_gate, put_method, put_options, put_reference, put_smoothing
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import is_off, number, real, section, switch, text, whole
@@ -94,6 +94,7 @@ _OPTIONS = {
 
 def _put_method_options(draft: Draft, stage: str) -> None:
     put_options(draft, _OPTIONS)
+    put_reference(draft, "ref_model", "reference.name", text)
     if "pref_loss" not in draft.given:
         return
     loss = draft.get("pref_loss", text, "sigmoid")

@@ -52,15 +52,16 @@ KEYS: dict[str, Rule] = {
     # preferences and reinforcement: their stages are refused, elsewhere these do nothing
     **each(
         grouped(),
-        "pref_beta pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma ld_alpha",
+        "pref_beta pref_loss dpo_label_smoothing kto_chosen_weight kto_rejected_weight simpo_gamma ld_alpha "
+        "ref_model",
     ),
     **each(
         unless("stage", "sft pt", "is not added to the loss"),
         "pref_ftx pref_bco_weight",
     ),
     **each(
-        unless("stage", "sft pt", "the reference is the model before training"),
-        "ref_model ref_model_adapters ref_model_quantization_bit",
+        unless("stage", "sft pt", "the reference is a model with whole weights (reference.name)"),
+        "ref_model_adapters ref_model_quantization_bit",
     ),
     **each(
         needless(_REINFORCED),

@@ -74,10 +74,11 @@ KEYS: dict[str, Rule] = {
     "model_path": needless("only other keys refer to it"),
     "checkpoint_dir": needless("only other keys refer to it"),
     **each(blocks(_TEACHER), "teacher_model teacher_checkpointer kd_loss kd_ratio"),
+    "ref_checkpointer": grouped(),
     **each(
         blocks(_REWARDS),
         "reward_functions grpo_samples ppo_epochs ppo_batch_size forward_batch_size num_steps orchestration "
-        "inference postprocessing training ref_checkpointer ref_policy_checkpointer reward_checkpointer "
+        "inference postprocessing training ref_policy_checkpointer reward_checkpointer "
         "value_checkpointer reward_and_value_model policy_model valmodel kl_coeff whiten_rewards gamma lmbda "
         "min_response_length penalise_no_eos reward_penalty stop_token_ids",
     ),
@@ -136,9 +137,26 @@ def _put_loss(draft: Draft) -> None:
         elif "loss" in draft.given:
             draft.none("loss", f"{loss} is not there: {said}")
         draft.put("method.name", "sft")
+    _put_reference(draft)
     for key, value in options.items() if isinstance(options, dict) else ():
         if key not in ("_component_", "num_output_chunks", "ignore_index") and value is not None:
             put_option(draft, f"loss.{key}", "gamma" if key == "simpo_gamma" else str(key), value, real)
+
+
+def _put_reference(draft: Draft) -> None:
+    """The model that DPO compares with, where it is not the one that is trained."""
+    if "ref_checkpointer" not in draft.given:
+        return
+    folders = []
+    for key in ("ref_checkpointer", "checkpointer"):
+        section = draft.given.get(key)
+        folders.append(section.get("checkpoint_dir") if isinstance(section, dict) else None)
+    if draft.values.get("method", {}).get("name") != "dpo":
+        draft.block("ref_checkpointer", _REWARDS)
+    elif folders[0] in (None, folders[1]):
+        draft.needless("ref_checkpointer", "the reference is the model before training")
+    else:
+        draft.map("ref_checkpointer", "reference.name", str(folders[0]))
 
 
 def _put_all(draft: Draft, model: dict[str, Any], source: str) -> None:
