@@ -17,7 +17,7 @@ from luthier.migrate.trainer import put_compile
 from luthier.migrate.trainer_keys import SHARDS
 
 _REWARDS = "learns by reinforcement, which Luthier does not do yet"
-_TEACHER = "learns from a teacher's probabilities (distillation), which Luthier does not have"
+_TEACHER = "learns from a teacher, which is not converted; write it with method: distill and teacher: NAME"
 _OTHER = "belongs to evaluation or generation, no training run; see luthier evaluate and luthier chat"
 _LOSSES = {"LinearCrossEntropyLoss", "CEWithChunkedOutputLoss", "CrossEntropyLoss"}
 _PREFERENCES = {"DPOLoss": "dpo", "RSOLoss": "dpo", "SimPOLoss": "simpo", "IPOLoss": "ipo", "PPOLoss": "ppo"}
