@@ -7,7 +7,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from luthier.methods.base import Method
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.lora import apply_lora
 from luthier.models.policy import Policy
@@ -29,15 +28,14 @@ def with_head(
     if name := module_name(model):
         draw_head(model, seed)
         with torch.no_grad():
-            model.get_submodule(name).weight.mul_(5)
+            model.get_submodule(name).weight.mul_(5)  # pyright: ignore[reportCallIssue]
     return model.eval()
 
 
 def tiny_policy(
-    method: Method, model: PreTrainedModel | None = None, lora: bool = True, dropout: float = 0.0
+    head: Head | None, model: PreTrainedModel | None = None, lora: bool = True, dropout: float = 0.0
 ) -> Policy:
-    """The policy that a run of the method would have, on a tiny model."""
-    head = method.head(LABELS)
+    """The policy that a run of a method with this head would have, on a tiny model."""
     make: Any = partial(HeadPolicy, kind=head) if head else Policy
     policy = choose_policy(model or (with_head(head) if head else tiny_llama()), make=make).policy
     if lora:

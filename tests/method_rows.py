@@ -48,6 +48,11 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"loss_type": "ipo"},
     ],
     "dpo_ranking": [{"loss_type": "pairwise"}],
+    "reward": [{"center": 0.1}],
+    "classify": [{"label_smoothing": 0.1}],
+    "regress": [{"huber": 0.5}],
+    "rerank": [{"loss_type": "listwise"}],
+    "embed": [{"dims": [2, 4]}, {"pooling": "mean", "temperature": 0.2}],
     "simpo": [{"alpha": 0.25}, {"nll_weight": 0.5, "label_smoothing": 0.1}],
 }
 """Settings of a method beside its defaults that lead through other code."""
@@ -76,9 +81,8 @@ def judged_rows(reads: str, num_rows: int = 24, seed: int = 0) -> list[Example]:
     for number in range(num_rows):
         ids = _ids(draw, 2, 12)
         prompt = Segment(ids, np.zeros(len(ids), np.float32))
-        num_answers = {"pair": 2, "triple": 3, "ranking": int(draw.integers(2, 5))}.get(reads) or int(
-            draw.integers(1, 3)
-        )
+        num_answers = 2 if reads == "pair" else int(draw.integers(*((1, 3) if reads == "label" else (2, 5))))
+        num_answers = 3 if reads == "triple" else num_answers
         answers = []
         for _ in range(num_answers):
             ids = _ids(draw, 1, 9)
@@ -99,6 +103,8 @@ def _ids(draw: np.random.Generator, least: int, most: int) -> np.ndarray:
 
 def apart(example: Example) -> Example:
     """The same row with its prompt laid out again before each answer: nothing is shared."""
+    if all(segment.parent < 0 for segment in example.segments):
+        return example
     prompt, *answers = example.segments
     documents = [
         Segment(np.concatenate([prompt.ids, a.ids]), np.concatenate([prompt.weights, a.weights]))

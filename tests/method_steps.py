@@ -14,6 +14,7 @@ from luthier.data.batch import Batch, Example
 from luthier.methods.base import Method
 from luthier.models.policy import Policy
 from luthier.models.teacher import Teacher
+from luthier.models.value_head import Head
 from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.learner import Learner
@@ -26,13 +27,12 @@ NUM_ROWS = 6
 
 def policy_of(rank: int, variant: Variant = ("sft", {})) -> tuple[Policy, list[Tensor]]:
     """A policy for each rank, all alike, and weights away from those that it begins with."""
-    method = method_of(variant)
-    return _policy_of(rank, method.head(LABELS) and variant[0], repr(method.head(LABELS)))
+    return _policy_of(rank, method_of(variant).head(LABELS))
 
 
 @cache
-def _policy_of(rank: int, name: str | None, head: str) -> tuple[Policy, list[Tensor]]:
-    policy = tiny_policy(method_of((name or "sft", {})))
+def _policy_of(rank: int, head: Head | None) -> tuple[Policy, list[Tensor]]:
+    policy = tiny_policy(head)
     generator = torch.Generator().manual_seed(5)
     trained = [p for p in policy.parameters() if p.requires_grad]
     return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from head_models import tiny_policy
+from head_models import LABELS, tiny_policy
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Example, Segment
 from luthier.data.loader import StepSource
@@ -21,6 +21,7 @@ from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.loop import Trainer
 from method_rows import judged_rows
+from scored_rows import READS, scored_rows
 from tiny_models import VOCAB, tiny_llama
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,6 +60,8 @@ def rows_for(reads: str, num_rows: int = 24, seed: int = 0) -> Rows:
     """Rows of the kind that a method reads."""
     if reads == "conversation":
         return chat_rows(num_rows, seed)
+    if reads in READS:
+        return Rows(scored_rows(reads, num_rows, seed))
     return Rows(judged_rows(reads, num_rows, seed))
 
 
@@ -90,7 +93,7 @@ def make_trainer(
     cluster = cluster or Cluster()
     torch.manual_seed(0)
     chosen: Method = load_plugin(luthier.methods, method)(**(options or {}))
-    policy = tiny_policy(chosen, model, lora, dropout)
+    policy = tiny_policy(chosen.head(LABELS), model, lora, dropout)
     source = StepSource(
         chosen.arrange(rows or rows_for(chosen.reads)),
         tokens_per_step=tokens_per_step,

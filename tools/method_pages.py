@@ -18,6 +18,11 @@ ROWS = {
     "label": "Answers with a label, good or bad; a pair counts as one of each.",
     "ranking": "A prompt with several answers that have `scores` or `ranks`, or three as in the format `triple`.",
     "triple": "A prompt with an answer to imitate, a better and a worse one, or a ranking of three or more.",
+    "steps": "Answers in steps, each with a label.",
+    "class": "Texts, each with the name of its class.",
+    "number": "Texts, each with a number.",
+    "similar": "A query with a text that belongs to it, and others that do not.",
+    "relevance": "A query with texts and how relevant each of them is.",
 }
 
 

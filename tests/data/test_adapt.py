@@ -13,8 +13,10 @@ from luthier.data.content import (
     Answers,
     Content,
     Conversation,
+    Labelled,
     Pieces,
     Prompt,
+    Related,
     Steps,
     Text,
     TokenIds,
@@ -47,13 +49,24 @@ CONTENTS: dict[str, Content] = {
     "steps": Steps(ASKED, ("one", "two"), (1.0, 1.0)),
     "wrong steps": Steps(ASKED, ("one", "two"), (1.0, 0.0)),
     "prompt": Prompt(ASKED, {"answer": "a"}, TOOLS, {"x": 1}),
+    "class": Labelled("t", "good"),
+    "number": Labelled("t", 2.5),
+    "related": Related("q", ("a", "b"), (1.0, 0.0)),
+    "unordered": Related("q", ("b", "a", "c"), (0.2, 0.9, 1.0)),
+    "unrelated": Related("q", ("b",), (0.0,)),
 }
+SCORED = {"class", "number", "related", "unordered", "unrelated"}
 REFUSED = {
-    "conversation": {"prompt"},
-    "answers": {"conversation", "text", "tokens", "pieces", "steps", "wrong steps", "prompt"},
+    "conversation": {"prompt"} | SCORED,
+    "answers": {"conversation", "text", "tokens", "pieces", "steps", "wrong steps", "prompt"} | SCORED,
     "steps": set(CONTENTS) - {"steps", "wrong steps"},
-    "prompt": {"text", "tokens", "pieces"},
+    "prompt": {"text", "tokens", "pieces"} | SCORED,
+    "class": set(CONTENTS) - {"class", "number"},
+    "number": set(CONTENTS) - {"number"},
+    "similar": set(CONTENTS) - {"related", "unordered"},
+    "relevance": set(CONTENTS) - {"related", "unordered", "unrelated"},
 }
+KINDS = {"class": "labelled", "number": "labelled", "similar": "related", "relevance": "related"}
 REFUSED["pair"] = REFUSED["answers"] | {"good", "bad"}
 REFUSED["label"] = REFUSED["answers"] | {"ranking"}
 REFUSED["ranking"] = REFUSED["triple"] = REFUSED["answers"] | {"good", "bad", "pair"}
@@ -73,7 +86,8 @@ def test_every_kind_is_adapted_refused_or_set_aside_for_every_method(wanted: str
     else:
         made = adapt(content, wanted, notes, "f:1")
         kinds = IMITATED if wanted == "conversation" else ("answers",)
-        assert kind_of(made) in (kinds if wanted not in ("prompt", "steps") else (wanted,))
+        kinds = (KINDS.get(wanted, wanted),) if wanted in ("prompt", "steps", *KINDS) else kinds
+        assert kind_of(made) in kinds
         if isinstance(made, Answers) and wanted != "answers":
             assert made.judged == wanted
         assert (made is content) or notes.lines(), "what is changed is told"
@@ -86,6 +100,11 @@ def test_what_is_imitated() -> None:
     assert adapt(CONTENTS["ranking"], "conversation") == adapt(CONTENTS["good"], "conversation") == chosen
     joined: Any = adapt(CONTENTS["steps"], "conversation")
     assert joined.messages[-1]["content"] == "one\ntwo" and joined.weights == (0, 0, 1)
+
+
+def test_what_is_compared() -> None:
+    assert adapt(CONTENTS["unordered"], "similar") == Related("q", ("a", "b"), (1.0, 0.0))
+    assert adapt(Labelled("t", "2.5"), "number") == Labelled("t", 2.5)
 
 
 def test_what_is_asked() -> None:

@@ -11,7 +11,18 @@ from hypothesis import strategies as st
 
 from luthier.config.data_section import SetSection
 from luthier.data.canonical import canonical_line, record_of, same
-from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds, kind_of
+from luthier.data.content import (
+    Answers,
+    Content,
+    Labelled,
+    Pieces,
+    Prompt,
+    Related,
+    Steps,
+    Text,
+    TokenIds,
+    kind_of,
+)
 from luthier.data.conversation import Conversation
 from luthier.data.convert import convert_row, formats_of
 from luthier.data.detect import detect
@@ -120,6 +131,15 @@ CONTENTS: dict[str, st.SearchStrategy[Content]] = {
     "pieces": st.builds(lambda own: Pieces(tuple(own)), PIECES),
     "answers": answers(),
     "steps": steps(),
+    "labelled": st.builds(Labelled, TEXT.filter(bool), TEXT.map(str.strip).filter(bool) | NUMBER),
+    "related": st.lists(st.tuples(TEXT.filter(str.strip), st.floats(0, 1)), min_size=1, max_size=3).flatmap(
+        lambda own: st.builds(
+            Related,
+            TEXT.filter(str.strip),
+            st.just(tuple(text for text, _ in own)),
+            st.just(tuple(label for _, label in own)),
+        )
+    ),
     "prompt": st.builds(
         lambda first, last, columns: Prompt((*first, last), columns), st.lists(SYSTEM, max_size=1), USER, COLUMNS
     ),

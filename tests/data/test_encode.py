@@ -158,7 +158,7 @@ def test_a_pair_of_equal_answers_has_nothing_to_prefer() -> None:
 
 @given(st.lists(TEXTS, min_size=1, max_size=5), st.data())
 @settings(max_examples=40)
-def test_labels_of_steps_stand_at_their_last_tokens(steps: list[str], data: st.DataObject) -> None:
+def test_labels_of_steps_stand_behind_their_last_tokens(steps: list[str], data: st.DataObject) -> None:
     labels = tuple(data.draw(st.sampled_from((-1.0, 0.0, 1.0, 0.5))) for _ in steps)
     made = encoder()
     row = one(made, Steps((user("q"),), tuple(steps), labels))
@@ -167,7 +167,7 @@ def test_labels_of_steps_stand_at_their_last_tokens(steps: list[str], data: st.D
     assert (segment.weights[ends] - STEP_WEIGHT).tolist() == list(labels)
     tokenizer = speaker()
     for number, end in enumerate(ends):
-        text = str(tokenizer.decode(segment.ids[: end + 1].tolist()))
+        text = str(tokenizer.decode(segment.ids[:end].tolist()))
         answer = STEP_SEPARATOR.join(steps[: number + 1])
         assert text.rstrip().endswith(answer), "the separator may be one token with the last sign"
 

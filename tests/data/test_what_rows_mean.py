@@ -47,7 +47,7 @@ def test_a_label_under_another_format_refuses_the_row(tmp_path: Path) -> None:
     """A review and its mood: the text alone would be learned as if the mood did not matter."""
     (row,) = judged(write(tmp_path / "rows.jsonl", [{"text": "good", "label": 1}]))
     assert row.reason and row.reason.startswith(
-        "the row has `label`, which changes what it means and is not read in"
+        "the row has `label`, which changes what it means and is not read by this method"
     )
 
 

@@ -100,7 +100,7 @@ def test_rewards_and_gradients_are_those_of_transformers_forward_pass(make) -> N
     """Each document alone through AutoModelForSequenceClassification, and Bradley-Terry written out."""
     method = load_plugin(luthier.methods, "reward")(center=0.05)
     head = method.head()
-    policy = tiny_policy(method, with_head(head, make), lora=False)
+    policy = tiny_policy(head, with_head(head, make), lora=False)
     batch, margins = pairs_with_margins()
     loss, _ = method.loss(Scores(torch.zeros(0), values=policy(batch)), batch)
     loss.backward()

@@ -8,15 +8,30 @@ thing is set aside.
 from collections.abc import Callable
 from typing import Any
 
-from luthier.data.content import Answers, Content, Conversation, Prompt, Steps, kind_of
+from luthier.data.content import Answers, Content, Conversation, Labelled, Prompt, Related, Steps, kind_of
 from luthier.data.conversation import NO_ANSWER
 from luthier.data.notes import Notes
+from luthier.data.values import unpacked
 from luthier.errors import RowRefused, SetAside
 
 IMITATED = ("conversation", "text", "tokens", "pieces")
 """Kinds that are learned as they stand; a method that reads conversations takes all of them."""
-WANTED = ("conversation", "answers", "pair", "label", "ranking", "triple", "steps", "prompt")
-"""What a method can ask for. `pair`, `label`, `ranking` and `triple` are answers that are judged in this way."""
+WANTED = (
+    "conversation",
+    "answers",
+    "pair",
+    "label",
+    "ranking",
+    "triple",
+    "steps",
+    "prompt",
+    "class",
+    "number",
+    "similar",
+    "relevance",
+)
+"""What a method can ask for. `pair`, `label`, `ranking` and `triple` are answers that are judged in this way, `class`
+and `number` are labels of texts, `similar` and `relevance` what is learned of a query and its texts."""
 _RIGHT = 0.5
 """The label from which on a step is right: labels are true and false, 1 and -1, or shares of raters."""
 _NAMES = {
@@ -27,6 +42,8 @@ _NAMES = {
     "answers": "answers that are judged",
     "steps": "an answer in steps",
     "prompt": "a prompt without an answer",
+    "labelled": "a text with a label",
+    "related": "a query with texts",
 }
 
 
@@ -55,6 +72,10 @@ def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str 
         _check_unequal(content, 0)
     if kind_of(content) == wanted or (isinstance(content, Answers) and content.judged == wanted):
         return content
+    if isinstance(content, Labelled) and wanted in ("class", "number"):
+        return _labelled_as(content, wanted)
+    if isinstance(content, Related) and wanted in ("similar", "relevance"):
+        return content if wanted == "relevance" else _to_compare(content, note)
     if wanted == "conversation":
         return _to_imitate(content, note)
     if wanted == "prompt":
@@ -72,6 +93,10 @@ def _needed(wanted: str) -> str:
         "ranking": "a list of answers with `scores` or `ranks`",
         "triple": "a list of three answers or more with `scores` or `ranks`, or `reference`, `chosen`, `rejected`",
         "steps": "an answer in steps: `prompt`, `completions` and `labels`",
+        "class": "a `text` with the name of its class in `label`",
+        "number": "a `text` with a number in `label`",
+        "similar": "texts that belong together, such as `anchor` and `positive`",
+        "relevance": "a `query` with `documents` and their `labels`",
     }[wanted]
 
 
@@ -95,6 +120,13 @@ def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
         )
         answer = {"role": "assistant", "content": "\n".join(content.steps)}
         return Conversation([*content.context, answer], weights=(*[0.0] * len(content.context), 1.0))
+    if isinstance(content, Labelled):
+        raise RowRefused(
+            "the row has `label`, which changes what it means and is not read by this method; map `label` to `-` in "
+            "`columns` to train on the text alone"
+        )
+    if isinstance(content, Related):
+        raise RowRefused("the row is a query with texts that belong to it, and the method imitates answers")
     assert isinstance(content, Prompt), "every other kind is imitated as it is"
     raise RowRefused(NO_ANSWER)
 
@@ -114,6 +146,29 @@ def _to_ask(content: Content, note: Callable[[str], None]) -> Prompt:
     note("conversations: the method answers itself, so what is before the last answer is the prompt")
     columns: dict[str, Any] = {"answer": content.messages[last].get("content")}
     return Prompt(tuple(content.messages[:last]), columns, content.tools, content.template_args)
+
+
+def _labelled_as(content: Labelled, wanted: str) -> Labelled:
+    if wanted == "class" or not isinstance(content.label, str):
+        return content
+    value = unpacked(content.label, "`label`")
+    if not isinstance(value, float):
+        raise RowRefused(f"`label` is {content.label!r}; the method needs a number")
+    return Labelled(content.text, value)
+
+
+def _to_compare(content: Related, note: Callable[[str], None]) -> Related:
+    good = [text for text, label in zip(content.texts, content.labels, strict=True) if label >= _RIGHT]
+    if not good:
+        raise RowRefused("no text of the row belongs to its query, so there is nothing to draw near")
+    bad = [text for text, label in zip(content.texts, content.labels, strict=True) if label < _RIGHT]
+    made = Related(content.query, (good[0], *bad), (1.0, *[0.0] * len(bad)))
+    if made == content:
+        return content
+    note(
+        f"relevance: texts of {_RIGHT} or more belong to the query; the first of them and all others are used"
+    )
+    return made
 
 
 def _judged_as(content: Answers, wanted: str, note: Callable[[str], None]) -> Answers:

@@ -9,6 +9,8 @@
     a ranking      {"prompt": [...], "completions": [[...], ...], "scores" or "ranks": [...]}, the best first
     steps          {"prompt": [...], "completions": [...], "labels": [...]}
     a prompt       {"prompt": [...]} with the other columns of the row
+    a labelled text        {"text": ..., "label": ...}
+    a query with texts     {"query": ..., "documents": [...], "labels": [...]}
 
 `prompt`, `chosen`, `rejected`, `completion` and each of `completions` are lists of messages, but for the steps,
 which are texts. Read again, such a row says the same; this is checked for every row.
@@ -20,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds
+from luthier.data.content import Answers, Content, Labelled, Pieces, Prompt, Related, Steps, Text, TokenIds
 from luthier.data.conversation import Conversation, Message
 from luthier.data.detect import detect
 from luthier.data.formats.tokenised import IGNORED
@@ -66,6 +68,10 @@ def record_of(content: Content) -> Record:
         column = "messages" if "prompt" in content.columns else "prompt"
         given = {name: value for name, value in _variables(content).items() if name not in content.columns}
         return {column: list(content.messages), **content.columns, **given}
+    if isinstance(content, Labelled):
+        return {"text": content.text, "label": content.label}
+    if isinstance(content, Related):
+        return {"query": content.query, "documents": list(content.texts), "labels": list(content.labels)}
     return {**_judged(content), **_variables(content)}
 
 

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from luthier.data.conversation import Conversation, Message
 
-Kind = Literal["conversation", "text", "tokens", "pieces", "answers", "steps", "prompt"]
+Kind = Literal[
+    "conversation", "text", "tokens", "pieces", "answers", "steps", "prompt", "labelled", "related"
+]
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,26 @@ class Prompt:
     template_args: dict[str, Any] = field(default_factory=dict)
 
 
-Content = Conversation | Text | TokenIds | Pieces | Answers | Steps | Prompt
+@dataclass(frozen=True)
+class Labelled:
+    """A text and what it is."""
+
+    text: str
+    label: str | float
+    """The name of a class, or a number."""
+
+
+@dataclass(frozen=True)
+class Related:
+    """A query and texts that belong to it, or do not."""
+
+    query: str
+    texts: tuple[str, ...]
+    labels: tuple[float, ...]
+    """How much each belongs to the query, 0 to 1."""
+
+
+Content = Conversation | Text | TokenIds | Pieces | Answers | Steps | Prompt | Labelled | Related
 
 
 def kind_of(content: Content) -> Kind:
@@ -98,5 +119,7 @@ def kind_of(content: Content) -> Kind:
         (Answers, "answers"),
         (Steps, "steps"),
         (Prompt, "prompt"),
+        (Labelled, "labelled"),
+        (Related, "related"),
     )
     return next(kind for of, kind in kinds if isinstance(content, of))

@@ -11,6 +11,10 @@ from luthier.data.batch import Example, Segment
 from luthier.data.tokens import Tokens
 from luthier.errors import RowRefused
 
+STEP_WEIGHT = 2.0
+"""The token after the last one of a step has the weight `STEP_WEIGHT` + its label, all others have none: a step is
+judged where its last token has been read."""
+
 
 @dataclass(frozen=True)
 class EncodeOptions:
@@ -24,6 +28,10 @@ class EncodeOptions:
     """As `data.learn`."""
     thinking: bool | None = None
     """As `data.thinking`."""
+    labels: tuple[str, ...] = ()
+    """Names of the classes that labels of texts are numbered by; none: labels are numbers."""
+    joined: bool = False
+    """A query and each of its texts are one document, as a reranker reads them; else documents of their own."""
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from tokenizers import Encoding
 
 from luthier.data.chat import THINKING_SWITCHES, ChatTemplate
-from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds
+from luthier.data.content import Answers, Content, Labelled, Pieces, Prompt, Related, Steps, Text, TokenIds
 from luthier.data.conversation import Conversation
 from luthier.data.draft import Draft, EncodedRow, EncodeOptions, sequences, too_long
 from luthier.data.encode_chat import ChatDrafts
+from luthier.data.encode_scored import ScoredDrafts
 from luthier.data.encode_text import TextDrafts
 from luthier.data.tokens import TokenEncoder, Tokens
 from luthier.errors import DataError, RowRefused
@@ -29,7 +30,7 @@ __all__ = ["EncodeOptions", "EncodedRow", "RowEncoder", "RowTooLong"]
 
 _PORTION = 64
 """Rows that are tokenised together."""
-_VERSION = 2  # counted up when the same row gives other tokens than before
+_VERSION = 3  # counted up when the same row gives other tokens than before
 
 
 class RowTooLong(DataError):
@@ -63,6 +64,7 @@ class RowEncoder:
         self._template = template
         self._encoder = TokenEncoder(tokenizer) if template is None else template.encoder
         self._text = TextDrafts(tokenizer, self._encoder, options)
+        self._scored = ScoredDrafts(tokenizer, options)
         self._chat = None if template is None else ChatDrafts(template, options)
         self._no_template = no_template or "the model has no chat template; give one in data.template"
 
@@ -139,6 +141,10 @@ class RowEncoder:
             return text.token_ids
         if isinstance(content, Pieces):
             return text.pieces
+        if isinstance(content, Labelled):
+            return self._scored.labelled
+        if isinstance(content, Related):
+            return self._scored.related
         if self._chat is None:
             raise DataError(self._no_template)
         chat = self._chat

@@ -10,7 +10,7 @@ from luthier.data.batch import Example, Segment
 from luthier.data.chat import ChatTemplate, Encoded
 from luthier.data.content import Answers, Prompt, Steps
 from luthier.data.conversation import Conversation
-from luthier.data.draft import Draft, EncodedRow, EncodeOptions, dropped, one_segment, too_long
+from luthier.data.draft import STEP_WEIGHT, Draft, EncodedRow, EncodeOptions, dropped, one_segment, too_long
 from luthier.data.learn import Lesson, lesson_of
 from luthier.data.overlong import Shortened, split, without_end_of_answer, without_oldest
 from luthier.data.tokens import Tokens
@@ -18,8 +18,6 @@ from luthier.errors import RowRefused
 
 STEP_SEPARATOR = "\n\n"
 """What stands between the steps of an answer."""
-STEP_WEIGHT = 2.0
-"""The last token of a step has the weight `STEP_WEIGHT` + its label, all others have none."""
 
 
 class ChatDrafts:
@@ -60,7 +58,7 @@ class ChatDrafts:
         return Draft([one.text for one in rendered], whole, shorten)
 
     def steps(self, content: Steps) -> Draft:
-        """An answer in steps: only the last token of each has a weight, which says its label (`STEP_WEIGHT`)."""
+        """An answer in steps: only the token after each has a weight, which says its label (`STEP_WEIGHT`)."""
         steps = [step.strip() for step in content.steps]
         if not all(steps):
             raise RowRefused(f"step {[bool(step) for step in steps].index(False) + 1} is empty")
@@ -80,7 +78,11 @@ class ChatDrafts:
             last = np.searchsorted(tokens[0].offsets[:, 0], ends, side="left") - 1
             if len(set(last.tolist())) < len(steps):
                 raise RowRefused("two steps end in the same token, so they cannot be judged apart")
-            weights[last] = STEP_WEIGHT + np.array(content.labels, dtype=np.float32)
+            if last[-1] + 1 == len(weights):
+                raise RowRefused(
+                    "the chat template ends with the last step, so nothing stands where it is judged"
+                )
+            weights[last + 1] = STEP_WEIGHT + np.array(content.labels, dtype=np.float32)
             return EncodedRow((one_segment(encoded.ids, weights),), encoded.text, left_out=encoded.left_out)
 
         return Draft([rendered.text], whole, self._drop("an answer in steps"))

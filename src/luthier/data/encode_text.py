@@ -27,7 +27,7 @@ class TextDrafts:
         self._encoder = encoder
         self._num_tokens = len(tokenizer)
         own: Any = tokenizer
-        self._before, after = _added_around(own)
+        self._before, after = added_around(own)
         end = own.eos_token_id
         self._after = [*after, end] if end is not None and end not in after else after
 
@@ -129,7 +129,7 @@ class TextDrafts:
         raise dropped(length, self._options, what)
 
 
-def _added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
+def added_around(tokenizer: Any) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer puts before and after every text."""
     inner = tokenizer("a", add_special_tokens=False)["input_ids"]
     full = tokenizer("a")["input_ids"]

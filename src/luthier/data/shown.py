@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds
+from luthier.data.content import Answers, Content, Labelled, Pieces, Prompt, Related, Steps, Text, TokenIds
 from luthier.data.conversation import Message
 from luthier.data.form import reasoning_of
 
@@ -71,6 +71,12 @@ def _outline(content: Content) -> Iterator[tuple[str, str]]:
         for number, answer in enumerate(content.answers):
             facts = ", ".join(f"{name} {values[number]:g}" for name, values in content.facts.items())
             yield from _messages(answer, f" [answer {number + 1}{': ' if facts else ''}{facts}]")
+    elif isinstance(content, Labelled):
+        yield f"text, label {content.label}", content.text
+    elif isinstance(content, Related):
+        yield "query", content.query
+        for text, label in zip(content.texts, content.labels, strict=True):
+            yield f"text, label {label:g}", text
     elif isinstance(content, Prompt):
         yield from _messages(content.messages)
     else:

@@ -24,7 +24,7 @@ from luthier.models.value_head import Head
 if TYPE_CHECKING:
     from luthier.data.loader import Dataset
 
-Reads = Kind | Literal["pair", "label", "ranking", "triple"]
+Reads = Kind | Literal["pair", "label", "ranking", "triple", "class", "number", "similar", "relevance"]
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,9 @@ class Method:
 
     "pair", "label", "ranking" and "triple" are answers that are judged: each row a prompt with one sequence an
     answer. Of a ranking the best comes first, and a column `rank` or `score` says how good each is; a triple is an
-    answer to imitate, a better and a worse one.
+    answer to imitate, a better and a worse one. "class" and "number" are texts with a label, in the column
+    `label`; "similar" a query and texts, each a sequence, and "relevance" texts that each continue their query: column
+    `relevance`.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ()
@@ -67,6 +69,11 @@ class Method:
     def head(self, labels: Sequence[str] = ()) -> Head | None:
         """The head it trains in place of the one that writes; None: that one. `labels` are those found in the data."""
         return None
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the classes, of a method that reads "class"; none: those found in the data."""
+        return ()
 
     @property
     def needs_reference(self) -> bool:

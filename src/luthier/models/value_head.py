@@ -45,6 +45,8 @@ class Head:
     """What transformers takes the labels for."""
     pooling: Literal["last", "mean"] = "last"
     """Of an embedding: the hidden state of the last token, or the mean over all tokens."""
+    least_size: int = 1
+    """Of an embedding: so many numbers its vectors must have."""
 
 
 def configure(config: Any, head: Head, pad_token_id: int | None = None) -> Any:

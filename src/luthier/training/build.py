@@ -111,9 +111,10 @@ def build_data(
     """
     method = build_method(config)
     check_vocabulary(config, tokenizer)
-    data = DataBuilder(
-        config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
-    ).build()
+    recipe = recipe_of(config, tokenizer, *template)
+    options = replace(recipe.options, labels=method.classes, joined=method.reads == "relevance")
+    recipe = replace(recipe, options=options)
+    data = DataBuilder(config, recipe, method.reads, cluster, say, scratch).build()
     if data.stream is not None and type(method).arrange is not Method.arrange:
         data.close()
         cause = "set data.streaming: false"

@@ -43,7 +43,13 @@ def load_head_model(
         name, revision=revision, offline=config.offline, new_tokens=config.model.new_tokens
     )
     pad = pick_padding(tokenizer, last_tokens(rows))
-    return load_with_head(folder, dtype, device, head, pad_token_id=pad, seed=config.seed)
+    model = load_with_head(folder, dtype, device, head, pad_token_id=pad, seed=config.seed)
+    if (size := model.config.get_text_config().hidden_size) < head.least_size:
+        raise ConfigError(
+            f"method {config.method.name} is to train the first {head.least_size} numbers of each vector, but those of "
+            f"{name} have {size}. Lower method.dims."
+        )
+    return model
 
 
 def policy_maker(head: Head) -> Any:

@@ -17,6 +17,7 @@ from luthier.data.cache import outline
 from luthier.data.chat import ChatTemplate
 from luthier.data.clean import said
 from luthier.data.encode import EncodeOptions
+from luthier.data.encode_scored import label_names
 from luthier.data.holdout import content_hash, largest_held_out
 from luthier.data.ledger import Ledger
 from luthier.data.loader import Dataset, hold_out
@@ -84,6 +85,34 @@ class DataBuilder:
         Raises:
             LuthierError: if they cannot be read or used.
         """
+        if self.reads != "class":
+            return self._build()
+        labels = self.recipe.options.labels or self._find_labels()
+        self.recipe = replace(self.recipe, options=replace(self.recipe.options, labels=labels))
+        shown = ", ".join(labels[:12]) + (", …" if len(labels) > 12 else "")
+        self.notes.append(f"{len(labels)} classes: {shown}")
+        return replace(self._build(), labels=labels)
+
+    def _find_labels(self) -> tuple[str, ...]:
+        """The classes that the rows have, in order; of a stream those of its first window."""
+        plan, source = self._plan(self.data.all_sets, "data.path")
+        if source.is_stream:
+            raise ConfigError(
+                "rows that come through a pipe come only once, so their classes cannot be found beforehand; name them "
+                "in method.labels"
+            )
+        first = self.data.window_rows if self._streams(source) else None
+        rows = (row for row, _ in islice(source.rows(), first))
+        judged = Pipeline(replace(plan, recipe=None)).prepared(rows)
+        labels = label_names(one.content for one in judged if one.content is not None)
+        if len(labels) < 2:
+            raise DataError(
+                f"data.path: the rows have {len(labels)} classes in `label`"
+                f"{' (' + labels[0] + ')' if labels else ''}; to tell classes apart there must be two or more"
+            )
+        return labels
+
+    def _build(self) -> Data:
         plan, source = self._plan(self.data.all_sets, "data.path")
         streams = self._streams(source)
         evaluated = None

@@ -153,8 +153,7 @@ def _learn(
     for note in notes:
         say(note)
 
-    writes = not isinstance(trainer.policy, HeadPolicy)
-    held_out = data.held_out if cluster.is_main and writes else None
+    held_out = data.held_out if cluster.is_main and not isinstance(trainer.policy, HeadPolicy) else None
     examiner = Examiner(config, trainer.policy.model, tokenizer, held_out)
     steps = saved_steps(folder, cluster) if resume else []
     if steps:

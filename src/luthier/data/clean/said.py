@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from luthier.data.content import Answers, Content, Pieces, Prompt, Steps, Text, TokenIds
+from luthier.data.content import Answers, Content, Labelled, Pieces, Prompt, Related, Steps, Text, TokenIds
 from luthier.data.conversation import REASONING_FIELDS, Message
 
 _INSTRUCTIONS = ("system", "developer")
@@ -38,8 +38,12 @@ def voices(content: Content) -> Iterator[tuple[str, str]]:
     """
     if isinstance(content, TokenIds):
         yield "tokens", " ".join(map(str, content.ids.tolist()))
-    elif isinstance(content, Text):
+    elif isinstance(content, Text | Labelled):
         yield "", content.text
+    elif isinstance(content, Related):
+        yield "", content.query
+        for number, text in enumerate(content.texts):
+            yield f"text {number}", text
     elif isinstance(content, Pieces):
         yield "", "".join(text for text, _ in content.pieces)
     elif isinstance(content, Steps):
@@ -58,6 +62,10 @@ def facets(content: Content) -> str:
         return f"answers {content.judged} {sorted(content.facts.items())}"
     if isinstance(content, Steps):
         return f"steps {content.labels}"
+    if isinstance(content, Labelled):
+        return f"labelled {content.label}"
+    if isinstance(content, Related):
+        return f"related {content.labels}"
     return type(content).__name__
 
 

@@ -11,6 +11,7 @@ SHAPES = (("text",), ("content",))
 OPTIONAL = ()
 YIELDS = (
     "alpaca",
+    "labelled",
     "messages",
     "pieces",
     "preference",

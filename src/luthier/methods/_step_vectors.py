@@ -1,0 +1,62 @@
+"""The vectors of all texts of a step, with those of one micro-batch alive: what losses over the step compare.
+
+A line is (row, place in the row, vector); the query of a row has place 0, its positive text 1, its negatives follow.
+
+Shape suffixes: L texts of the step, M its queries, C its other texts, Q sequences of the batch, D numbers of a vector.
+"""
+
+import torch
+from torch import Tensor
+
+from luthier.data.batch import Batch
+from luthier.data.encode_scored import QUERY
+from luthier.methods import _sequences
+
+_MOST = 4096
+"""More texts than a row has."""
+
+
+def queries(batch: Batch) -> Tensor:
+    """Which sequences are queries of rows, [Q]."""
+    return _sequences.real(batch) & (batch.columns["relevance"] == QUERY)
+
+
+def places(batch: Batch) -> Tensor:
+    """How many sequences of its row stand before each sequence, [Q]."""
+    index_Q = torch.arange(batch.num_sequences, device=batch.columns["row"].device)
+    first_Q = torch.where(batch.columns["relevance"] == QUERY, index_Q, torch.zeros_like(index_Q))
+    return index_Q - first_Q.cummax(0).values
+
+
+def lines(vectors_QD: Tensor, batch: Batch) -> Tensor:
+    """The lines of a batch, those of padding left out."""
+    keys_Q2 = torch.stack([batch.columns["row"].double(), places(batch).double()], 1)
+    return torch.cat([keys_Q2, vectors_QD.double()], 1)[_sequences.real(batch)]
+
+
+def table(lines_LK: Tensor) -> Tensor:
+    """All lines of a step in the order of their rows and places, whatever order they came in."""
+    if lines_LK.numel() == 0:
+        return lines_LK
+    return lines_LK[torch.argsort(lines_LK[:, 0] * _MOST + lines_LK[:, 1], stable=True)]
+
+
+class StepVectors:
+    """The step's vectors, of which those of this batch carry a gradient."""
+
+    def __init__(self, table_LK: Tensor, vectors_QD: Tensor, batch: Batch):
+        real_Q = _sequences.real(batch)
+        keys_L = table_LK[:, 0] * _MOST + table_LK[:, 1]
+        key_Q = batch.columns["row"].to(keys_L) * _MOST + places(batch).to(keys_L)
+        own = torch.searchsorted(keys_L, key_Q[real_Q])
+        place_L = table_LK[:, 1].long()
+        self.vectors_LD = table_LK[:, 2:].to(vectors_QD).index_copy(0, own, vectors_QD[real_Q])
+        """All vectors, [L, D]."""
+        self.query_M = (place_L == 0).nonzero()[:, 0]
+        self.text_C = (place_L > 0).nonzero()[:, 0]
+        self.target_M = ((place_L > 0).cumsum(0) - 1)[self.query_M + 1]
+        """Which of the other texts is the positive one of each query, [M]."""
+        is_own_L = torch.zeros(len(keys_L), dtype=torch.bool, device=keys_L.device)
+        is_own_L[own] = True
+        self.mine_M = is_own_L[self.query_M]
+        """Which queries are those of this batch, [M]."""
