@@ -131,7 +131,8 @@ class DataSection(Section):
     """What is left out on purpose."""
 
     share_prefixes: bool = True
-    """Compute what rows of a micro-batch begin with in common (a system prompt, tools) once. Gradients are the same."""
+    """Compute what rows of a micro-batch begin with in common (a system prompt, tools) once, and the prompt of several
+    answers where that is predicted to pay. Gradients are the same."""
 
     streaming: bool | None = None
     """Start training while later rows are still read; memory does not grow with the data. Absent: for local

@@ -21,6 +21,7 @@ from luthier.data.balance import CostModel
 from luthier.data.batch import Example
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import StepSource
+from luthier.data.prompts import Layout, lay_out
 from luthier.data.stream import StreamSource
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import question_of
@@ -150,7 +151,9 @@ def build_trainer(
     notes += _add_noise(config, policy)
     data = _arranged(config, method, data)
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
-    source = _source(config, data, policy, cluster, micro_tokens)
+    layout = _layout(config, data, policy, micro_tokens)
+    data, notes = replace(data, train=layout.dataset), notes + [layout.note] * bool(layout.note)
+    source = _source(config, data, policy, cluster, micro_tokens, layout.sharing)
     total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
     often = isinstance(source, StepSource) and total_steps > source.steps_per_epoch
     reference, data, told = build_reference(
@@ -203,8 +206,22 @@ def _add_noise(config: Config, policy: Policy) -> list[str]:
     return [f"noise on embedded tokens in training (NEFTune, alpha {alpha:g}){besides}"]
 
 
+def _layout(config: Config, data: Data, policy: Policy, micro_tokens: int) -> Layout:
+    """Whether answers share their prompt, and rows what they begin with. Rows of a stream stay as they are encoded."""
+    sharing = config.data.share_prefixes and policy.can_share
+    if data.stream is not None:
+        return Layout(data.train, sharing)
+    hinder = "" if config.data.share_prefixes else "data.share_prefixes is false"
+    if policy.layout != "packed":
+        hinder = f"the layout {policy.layout} computes each on its own"
+    if config.train.neftune_noise_alpha:
+        hinder = "train.neftune_noise_alpha draws noise for each of them"
+    cost = _cost(policy, adapters=config.lora is not None)
+    return lay_out(data.train, cost, micro_tokens, sharing=sharing, hinder=hinder)
+
+
 def _source(
-    config: Config, data: Data, policy: Policy, cluster: Cluster, micro_tokens: int
+    config: Config, data: Data, policy: Policy, cluster: Cluster, micro_tokens: int, sharing: bool
 ) -> StepSource | StreamSource:
     """The micro-batches of each step."""
     options: dict[str, Any] = {
@@ -213,7 +230,7 @@ def _source(
         "seed": config.seed,
         "rank": cluster.rank,
         "world": cluster.world,
-        "sharing": config.data.share_prefixes and policy.can_share,
+        "sharing": sharing,
         "cost": _cost(policy, adapters=config.lora is not None),
     }
     if data.stream is None:
