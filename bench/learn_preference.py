@@ -120,7 +120,7 @@ class Studio:
         checked = luthier.check(own)
         tokenizer, cluster = load_tokenizer(checked.model.name), Cluster()
         template = build_template(checked, tokenizer)
-        data = build_data(checked, tokenizer, template, cluster, str, self.folder / "tokens")
+        data = build_data(checked, tokenizer, template, cluster, lambda line: None, self.folder / "tokens")
         trainer, data, _ = build_trainer(checked, data, cluster, lambda line: None)
         folder = RunFolder(self.folder / "runs" / name)
         load_weights(trainer.policy.model, folder.checkpoint(folder.saved_steps()[-1]))

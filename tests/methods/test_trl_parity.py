@@ -186,11 +186,11 @@ def ours(name: str) -> tuple[float, np.ndarray, dict[str, float]]:
     count = method.count(batch)
     value = loss / count
     value.backward()
+    assert table.grad is not None
     if method_name == "orpo":  # TRL's function is the odds ratio alone; take the likelihood away again
         chosen = (table[:4].sum(1) / torch.tensor(LENGTHS[:4])).mean()
         value = value.detach() + chosen.detach()
         table.grad += torch.autograd.grad(chosen, table)[0]
-    assert table.grad is not None
     means = {n: v.item() / count for n, v in {"loss": loss, **metrics}.items()}
     return float(value), table.grad.numpy(), method.report(means)
 
