@@ -17,11 +17,9 @@ import luthier.optim
 from luthier.allocator import keep_pages
 from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
-from luthier.data.balance import CostModel
 from luthier.data.batch import Example
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import StepSource
-from luthier.data.prompts import Layout, lay_out
 from luthier.data.stream import StreamSource
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate.answers import question_of
@@ -42,6 +40,7 @@ from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.examine import asks
 from luthier.training.heads import check_head, load_head_model, modules_to_train, policy_maker
+from luthier.training.layout import cost_of, layout_of
 from luthier.training.loop import Trainer
 from luthier.training.reference import build_reference, check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
@@ -151,7 +150,7 @@ def build_trainer(
     notes += _add_noise(config, policy)
     data = _arranged(config, method, data)
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
-    layout = _layout(config, data, policy, micro_tokens)
+    layout = layout_of(config, data, policy, micro_tokens)
     data, notes = replace(data, train=layout.dataset), notes + [layout.note] * bool(layout.note)
     source = _source(config, data, policy, cluster, micro_tokens, layout.sharing)
     total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
@@ -206,20 +205,6 @@ def _add_noise(config: Config, policy: Policy) -> list[str]:
     return [f"noise on embedded tokens in training (NEFTune, alpha {alpha:g}){besides}"]
 
 
-def _layout(config: Config, data: Data, policy: Policy, micro_tokens: int) -> Layout:
-    """Whether answers share their prompt, and rows what they begin with. Rows of a stream stay as they are encoded."""
-    sharing = config.data.share_prefixes and policy.can_share
-    if data.stream is not None:
-        return Layout(data.train, sharing)
-    hinder = "" if config.data.share_prefixes else "data.share_prefixes is false"
-    if policy.layout != "packed":
-        hinder = f"the layout {policy.layout} computes each on its own"
-    if config.train.neftune_noise_alpha:
-        hinder = "train.neftune_noise_alpha draws noise for each of them"
-    cost = _cost(policy, adapters=config.lora is not None)
-    return lay_out(data.train, cost, micro_tokens, sharing=sharing, hinder=hinder)
-
-
 def _source(
     config: Config, data: Data, policy: Policy, cluster: Cluster, micro_tokens: int, sharing: bool
 ) -> StepSource | StreamSource:
@@ -231,7 +216,7 @@ def _source(
         "rank": cluster.rank,
         "world": cluster.world,
         "sharing": sharing,
-        "cost": _cost(policy, adapters=config.lora is not None),
+        "cost": cost_of(policy, adapters=config.lora is not None),
     }
     if data.stream is None:
         return StepSource(data.train, **options)
@@ -241,16 +226,6 @@ def _source(
         max_drop_fraction=config.data.max_drop_fraction,
         **options,
     )
-
-
-def _cost(policy: Policy, *, adapters: bool) -> CostModel:
-    """What rows cost, by the shape of the model."""
-    shape = policy.model.config.get_text_config()
-    heads = getattr(shape, "num_attention_heads", 0) or 0
-    size = getattr(shape, "head_dim", None) or (getattr(shape, "hidden_size", 0) // max(1, heads))
-    layers = getattr(shape, "num_hidden_layers", 0) or 0
-    weights = sum(p.numel() for p in policy.parameters())
-    return CostModel.of(layers=layers, attention_size=heads * size, weights=weights, adapters=adapters)
 
 
 def _build_policy(
