@@ -130,6 +130,10 @@ class DataSection(Section):
     clean: CleanSection = CleanSection()
     """What is left out on purpose."""
 
+    document_mask: bool = True
+    """Each row sees only itself. false: rows are joined, in the order of reading, into blocks of `max_length` in which
+    each token sees all before it, as pre-training is often done; for plain text and other rows with one sequence."""
+
     share_prefixes: bool = True
     """Compute what rows of a micro-batch begin with in common (a system prompt, tools) once, and the prompt of several
     answers where that is predicted to pay. Gradients are the same."""

@@ -1,11 +1,37 @@
 """The sections `optim` and `schedule`: how weights are updated, and how the learning rate moves."""
 
+import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from luthier.config.forms import OneOrMany
 from luthier.config.problems import Problem, impossible
 from luthier.config.section import Fraction, Positive, Section, Text
+
+
+class GroupSection(Section):
+    """Settings of some weights of their own."""
+
+    match: Annotated[list[Text], Field(min_length=1), OneOrMany()]
+    """Which: `embeddings`, `head`, or regular expressions found in the names of weights (`mlp`, `layers\\.0\\.`). A
+    weight goes by the first group that has it."""
+
+    lr: Annotated[float, Field(ge=0)] | None = None
+    """Their peak learning rate. Absent: `optim.lr`."""
+
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Their weight decay. Absent: that of all, and none of biases and norms."""
+
+    @model_validator(mode="after")
+    def _match_is_an_expression(self) -> Self:
+        for pattern in self.match:
+            try:
+                re.compile(pattern)
+            except (re.error, OverflowError, RecursionError) as error:
+                text = f'optim.groups has a match "{pattern}", which is no regular expression: {error}'
+                raise impossible(Problem("optim.groups", text)) from None
+        return self
 
 
 class OptimSection(Section):
@@ -18,6 +44,9 @@ class OptimSection(Section):
 
     lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
+
+    groups: list[GroupSection] = Field(default_factory=list)
+    """Weights with a learning rate or a weight decay of their own, such as `[{match: embeddings, lr: 5e-5}]`."""
 
     @property
     def options(self) -> dict[str, Any]:

@@ -123,6 +123,9 @@ class TrainSection(Section):
     """Instead of `steps`: tokens to train on in all. The learning rate follows them, and the run ends with the step
     that reaches them."""
 
+    new_token_steps: Annotated[int, Field(ge=0)] = 0
+    """In the first so many steps only the rows of `model.new_tokens` are trained; everything else begins after them."""
+
     tokens_per_step: Positive = 16384
     """Tokens that one update learns from, over all ranks together."""
 
@@ -310,6 +313,16 @@ class Config(Section):
 
     offline: bool = False
     """Refuse every use of the network, also for hub ids that are not in the cache."""
+
+    @model_validator(mode="after")
+    def _new_token_steps_have_tokens(self) -> Self:
+        trained = self.model.train_new_tokens or self.lora is None
+        if self.train.new_token_steps and not (self.model.new_tokens and trained):
+            text = (
+                "train.new_token_steps is given, but no new tokens are trained; name them in model.new_tokens"
+            )
+            raise impossible(Problem("train.new_token_steps", text))
+        return self
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from luthier.data.batch import Example, Segment
 from luthier.data.content import Pieces, Text, TokenIds
 from luthier.data.draft import Draft, EncodedRow, EncodeOptions, dropped, one_segment, too_long
 from luthier.data.tokens import TokenEncoder, Tokens, WeightedSpan, mark_weights
@@ -17,6 +18,9 @@ from luthier.errors import RowRefused
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
+
+BYTES = "bytes"
+"""The fact about a text: how many bytes of UTF-8 its predicted tokens stand for, all its blocks together."""
 
 
 class TextDrafts:
@@ -47,7 +51,11 @@ class TextDrafts:
             ids = np.array([*before, *inner, *after], dtype=np.int32)
             weights = np.ones(len(ids), dtype=np.float32)
             weights[: len(before)] = 0
-            return EncodedRow((one_segment(ids, weights),), content.text)
+            size = len(content.text.encode("utf-8", "surrogatepass"))
+            if inner and not before:
+                size -= self._encoder.num_bytes(inner[0])  # nothing stands before it: it is not predicted
+            example = Example((Segment(ids, weights),), columns={BYTES: float(size)})
+            return EncodedRow((example,), content.text)
 
         return Draft([content.text], whole, self._shorten_text)
 
@@ -112,12 +120,19 @@ class TextDrafts:
         """
         most, overlong = self._options.max_length, self._options.overlong
         (segment,) = row.examples[0].segments
+        if overlong in (None, "split") and self._options.joined:
+            return row
         if overlong in (None, "split"):
             starts = range(0, len(segment.ids) - 1, max(1, most - 1))
             blocks = [(segment.ids[at : at + most], segment.weights[at : at + most].copy()) for at in starts]
             for _, weights in blocks[1:]:
                 weights[0] = 0
-            return EncodedRow(tuple(one_segment(*block) for block in blocks), row.text)
+            size = row.examples[0].columns.get(BYTES)
+            columns = [{} if size is None else {BYTES: size if not at else 0.0} for at in starts]
+            examples = [
+                Example((Segment(*block),), columns=own) for block, own in zip(blocks, columns, strict=True)
+            ]
+            return EncodedRow(tuple(examples), row.text)
         if overlong == "truncate_response":
             reason = f"{too_long(length, self._options)}; its last {length - most} tokens are left out"
             example = one_segment(segment.ids[:most], segment.weights[:most])

@@ -6,6 +6,7 @@ Rows that are left out on purpose (duplicates, other languages) are dropped too,
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from luthier.errors import DataError
@@ -32,6 +33,8 @@ class Ledger:
     """For each of the reasons, where it was met first, and its full words there."""
     set_aside: int = 0
     """Rows, among those dropped, that were left out on purpose."""
+    tokens: Counter[str] = field(default_factory=Counter)
+    """Tokens of the rows that can be learned from, by data set."""
 
     @property
     def read(self) -> int:
@@ -64,6 +67,7 @@ class Ledger:
         """Adds the account of rows that come after those of this one."""
         for name in ("kept", "truncated", "dropped", "left_out", "set_aside"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.tokens.update(other.tokens)
         for kind, count in other.reasons.items():
             self._count(kind, count, other.examples[kind])
 
@@ -91,11 +95,19 @@ class Ledger:
             head += f" ({self.set_aside} of them on purpose)"
         if self.left_out:
             head += f"\nthe chat template leaves out the reasoning of {self.left_out} earlier answers"
+        if len(self.tokens) > 1:
+            each = ", ".join(f"{Path(name).name} {number:,}" for name, number in self.tokens.items())
+            head += f"\ntokens by data set: {each}"
         return f"{head}\n{self._top()}" if self.reasons else head
 
     def to_json(self) -> dict[str, Any]:
         """The account as plain JSON values."""
-        return {"read": self.read, **asdict(self), "reasons": dict(self.reasons.most_common())}
+        return {
+            "read": self.read,
+            **asdict(self),
+            "reasons": dict(self.reasons.most_common()),
+            "tokens": dict(self.tokens),
+        }
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
@@ -111,6 +123,7 @@ class Ledger:
             Counter(values["reasons"]),
             examples,
             values.get("set_aside", 0),
+            Counter(values.get("tokens", {})),
         )
         assert ledger.read == values["read"], "every row that was read is accounted for"
         assert ledger.reasons.total() == ledger.dropped, "every dropped row has its reason"

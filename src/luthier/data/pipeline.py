@@ -108,6 +108,19 @@ class Plan:
         )
 
     @property
+    def block_length(self) -> int | None:
+        """Tokens of the blocks that rows are joined into; None: each row stays on its own."""
+        options = self.recipe.options if self.recipe is not None else None
+        return options.max_length if options is not None and options.joined else None
+
+    def on_their_own(self) -> "Plan":
+        """The same rows without being joined."""
+        if self.recipe is None:
+            return self
+        options = replace(self.recipe.options, joined=False)
+        return replace(self, recipe=replace(self.recipe, options=options))
+
+    @property
     def same_every_epoch(self) -> bool:
         """Whether every epoch has the same rows in the same order."""
         return self.mix == "concat" and all(one.repeat == 1 and one.rows is None for one in self.sets)
@@ -142,10 +155,12 @@ class PreparedRow:
     """It was left out on purpose."""
     content_hash: int = 0
 
-    def enter(self, ledger: Ledger) -> None:
-        """Enters it into an account."""
+    def enter(self, ledger: Ledger, name: str = "") -> None:
+        """Enters it into an account; its tokens under the name of its data set."""
         ledger.add(self.status, self.row.where, self.reason, set_aside=self.set_aside)
-        ledger.left_out += self.encoded.left_out if self.encoded is not None else 0
+        if self.encoded is not None:
+            ledger.left_out += self.encoded.left_out
+            ledger.tokens[name] += sum(map(len, self.encoded.examples))
 
     @property
     def examples(self) -> list[Example]:

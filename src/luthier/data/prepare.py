@@ -14,6 +14,7 @@ from luthier.config.data_section import SetSection
 from luthier.data import cache
 from luthier.data.chat import ChatTemplate
 from luthier.data.encode import EncodeOptions
+from luthier.data.join import Joiner, Origin
 from luthier.data.ledger import Ledger
 from luthier.data.pipeline import Pipeline, Plan, PreparedRow, Recipe
 from luthier.data.sources import Row, Source
@@ -118,14 +119,23 @@ def entry_key(plan: Plan, source: Source, *, whole: bool = True) -> str:
         raise DataError(f"{fault.filename} cannot be read: {fault.strerror}") from fault
 
 
-def write_rows(prepared: Iterator[PreparedRow], folder: Path) -> tuple[dict[str, Any], Ledger]:
-    """Writes the examples of rows into a folder; returns what a `TokenDataset` needs besides, and the account."""
+def write_rows(prepared: Iterator[PreparedRow], folder: Path, plan: Plan) -> tuple[dict[str, Any], Ledger]:
+    """Writes the examples of a plan's rows into a folder; returns what a `TokenDataset` needs besides, and the
+    account.
+    """
     table, ledger = TableWriter(folder), Ledger()
+    joiner = Joiner(plan.block_length) if plan.block_length else None
     try:
         for one in prepared:
-            one.enter(ledger)
+            one.enter(ledger, plan.sets[one.row.set].path)
             for example in one.examples:
-                table.add(example, one.row.file, one.row.line, one.content_hash)
+                if joiner is None:
+                    table.add(example, one.row.file, one.row.line, one.content_hash)
+                    continue
+                for block, origin in joiner.add(example, Origin(example.row, one.row.file, one.row.line)):
+                    table.add(block, origin.file, origin.line)
+        for block, origin in joiner.rest() if joiner is not None else ():
+            table.add(block, origin.file, origin.line)
         return {**table.close(), "ledger": ledger.to_json()}, ledger
     except BaseException:
         table.abandon()
@@ -137,7 +147,7 @@ def _fill(plan: Plan, rows: Iterator[Row], workers: int, folder: Path, facts: di
     encode, close = make_encode(plan.recipe, workers)
     try:
         pipeline = Pipeline(plan, encode)
-        found, _ = write_rows(pipeline.prepared(rows), folder)
+        found, _ = write_rows(pipeline.prepared(rows), folder, plan)
         told = pipeline.cleaner.notes if pipeline.cleaner is not None else []
         facts |= {**found, "notes": [*pipeline.notes.lines(), *told]}
     finally:

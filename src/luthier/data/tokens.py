@@ -90,6 +90,12 @@ class TokenEncoder:
         """The rest of `encode_batch`, for what `start` gave."""
         return [self._tokens(text, one) for text, one in zip(texts, encodings, strict=True)]
 
+    def num_bytes(self, number: int) -> int:
+        """Bytes of UTF-8 that a token stands for; where the tokenizer does not tell, of what it is decoded to."""
+        if self._widths is not None:
+            return int(self._widths[number])
+        return len(self._tokenizer.decode([number], skip_special_tokens=False).encode())
+
     def token_ends(self, text: str) -> list[int]:
         """The characters at which the tokens of a text end, in order."""
         return self.encode(text).offsets[:, 1].tolist()

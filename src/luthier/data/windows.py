@@ -116,7 +116,7 @@ class WindowMaker:
                 if number % 1024 == 0:
                     tell(number)
 
-        found, ledger = write_rows(pipeline.prepared(rows()), folder)
+        found, ledger = write_rows(pipeline.prepared(rows()), folder, self.plan)
         pipeline.check_files = False
         if ledger.read == 0:
             raise DataError(f"{self.plan.role}: there are no rows to read")

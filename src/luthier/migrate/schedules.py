@@ -1,6 +1,7 @@
 """Schedules of the learning rate by the names of transformers, and by those that tools add."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from luthier.config.words import did_you_mean
 from luthier.migrate.draft import Draft
@@ -60,6 +61,21 @@ def put_schedule(draft: Draft, key: str | None, name: str, warmup: Warmup, *, de
         hint = did_you_mean(name, [*_SAME, *_NEAR])
         draft.find(key or "lr_scheduler", Kind.UNKNOWN, f"{name} is no schedule that is known here{hint}")
     _put_warmup(draft, name, warmup, default_ratio)
+
+
+def put_decay(draft: Draft, options: dict[str, Any]) -> bool:
+    """Sets the decay of wsd from `num_decay_steps` of `lr_scheduler_kwargs`; whether it is the only one of them."""
+    steps = options.get("num_decay_steps")
+    if set(options) - {"decay_type"} != {"num_decay_steps"} or not isinstance(steps, int) or steps < 1:
+        return False
+    if options.get("decay_type") == "1-sqrt":
+        draft.put("schedule.decay_shape", "1-sqrt")
+    elif options.get("decay_type") not in (None, "linear", "cosine"):
+        return False
+    bent = options.get("decay_type") in (None, "cosine")
+    note = "in a straight line; there, it is bent like a cosine" if bent else ""
+    draft.map("lr_scheduler_kwargs", "schedule.decay_steps", steps, note)
+    return True
 
 
 def _put_warmup(draft: Draft, name: str, warmup: Warmup, default_ratio: float) -> None:

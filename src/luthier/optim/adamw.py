@@ -16,6 +16,7 @@ from torch.optim.adamw import adamw
 
 from luthier.config.settings import settings
 from luthier.optim.gradients import Gradients, Home
+from luthier.optim.groups import Rule, param_groups
 
 
 @settings
@@ -34,23 +35,19 @@ class AdamW:
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """Share of a weight, times the learning rate, taken off each step. Never from biases and norms."""
 
-    def build(self, named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float) -> torch.optim.Optimizer:
-        """The optimizer over these parameters, in two groups: matrices, and vectors without decay.
+    def build(
+        self, named_parameters: Iterable[tuple[str, nn.Parameter]], lr: float, rules: Sequence[Rule] = ()
+    ) -> torch.optim.Optimizer:
+        """The optimizer over these parameters, in two groups: matrices, and vectors without decay; then those that
+        a rule gives settings of their own.
 
         Adapters (`lora_A`, `lora_B`) lie end to end from then on. Whole weights stay where they are: they are
         few and large, so there a flat buffer is no faster (69 against 71 ms), and it would be one more copy.
         """
-        matrices, vectors, adapters = [], [], []
-        for name, parameter in named_parameters:
-            (matrices if parameter.dim() > 1 else vectors).append(parameter)
-            if name.rpartition(".")[2].startswith("lora_"):
-                adapters.append(parameter)
-        groups = [
-            {"params": matrices, "weight_decay": self.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        used = [group for group in groups if group["params"]]
-        return MasterAdamW(used, lr, (self.beta1, self.beta2), self.eps, end_to_end=adapters)
+        named = list(named_parameters)
+        adapters = [p for name, p in named if name.rpartition(".")[2].startswith("lora_")]
+        groups = param_groups(named, self.weight_decay, rules)
+        return MasterAdamW(groups, lr, (self.beta1, self.beta2), self.eps, end_to_end=adapters)
 
 
 @dataclass(frozen=True)

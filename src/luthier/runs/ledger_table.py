@@ -7,6 +7,7 @@ several ledgers by name, at any depth: `{"train": {…}, "eval": {…}}`.
 
 import html
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 _FATES = ("kept", "truncated", "dropped")
@@ -47,11 +48,21 @@ def _body(name: str, ledger: dict[str, Any]) -> str:
             rows += [
                 _row(str(reason), _count(number), read, inner=True) for reason, number in reasons.items()
             ]
+    tokens = ledger.get("tokens")
+    if isinstance(tokens, dict) and tokens:
+        rows += _tokens(tokens)
     sum_of_fates = sum(counts.values())
     if sum_of_fates != read:
         note = f"{read:,} rows were read, but {sum_of_fates:,} are accounted for."
         rows.append(f'<tr><td colspan="3" class="warning">{note}</td></tr>')
     return f"<tbody>{''.join(rows)}</tbody>"
+
+
+def _tokens(tokens: dict[str, Any]) -> list[str]:
+    """Tokens by data set, with the share of each."""
+    total = _count(tokens)
+    sets = [_row(Path(name).name, _count(number), total, inner=True) for name, number in tokens.items()]
+    return [_row("tokens", total, total), *(sets if len(sets) > 1 else [])]
 
 
 def _row(label: str, number: int, of: int, *, inner: bool = False) -> str:

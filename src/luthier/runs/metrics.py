@@ -2,8 +2,8 @@
 
 A row is `{"kind": "train", "step": 3, "time": 1753000000.0, "loss": 1.25, …}`. Kinds that Luthier writes:
 
-- `train`: `loss`, `lr`, `grad_norm`, `tokens_per_second`, `tokens` (of this step);
-- `eval`: `loss` on the held-out rows;
+- `train`: `loss`, `lr`, `grad_norm`, `tokens_per_second`, `tokens` (of this step), `num_tokens` (of all so far);
+- `eval`: `loss` on the held-out rows, `perplexity`, and of plain text `bits_per_byte`;
 - `evaluation`: task metrics such as `exact_match`, with `when` being `before` or `after`.
 
 JSON has no NaN: a value that is not finite is written as null and its name is put in `nonfinite`.

@@ -17,7 +17,7 @@ from luthier.runs.charts import Curve, chart, smoothed
 from luthier.runs.figures import duration, show
 from luthier.runs.folder import RunFolder
 from luthier.runs.ledger_table import ledger_table
-from luthier.runs.metrics import read_metrics, series
+from luthier.runs.metrics import last_value, read_metrics, series
 from luthier.runs.registry import RunSummary, summarize, task_metrics
 from luthier.runs.report_style import SCRIPT, STYLE
 from luthier.runs.samples import Sample, When, read_samples
@@ -89,10 +89,14 @@ def _tiles(run: RunSummary, rows: Rows) -> str:
     tiles = [_change(name, before.get(name), after.get(name)) for name in dict.fromkeys([*before, *after])]
     of = f" <small>of {run.num_steps:,}</small>" if run.num_steps else ""
     tiles.append(_tile("steps", f"{run.step:,}{of}"))
-    tokens = sum(value for _, value in series(rows, "train", "tokens") if value is not None)
+    tokens = last_value(rows, "train", "num_tokens")
+    if tokens is None:  # a run of an earlier version
+        tokens = sum(value for _, value in series(rows, "train", "tokens") if value is not None)
     for label, name, value in (
         ("training loss", "loss", run.loss),
         ("best evaluation loss", "loss", run.best_eval_loss),
+        ("perplexity", "perplexity", last_value(rows, "eval", "perplexity")),
+        ("bits per byte", "bits_per_byte", last_value(rows, "eval", "bits_per_byte")),
         ("tokens/s", "tokens_per_second", run.tokens_per_second),
         ("tokens seen", "tokens_per_second", tokens or None),
     ):

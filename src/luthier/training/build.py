@@ -45,6 +45,7 @@ from luthier.training.loop import Trainer
 from luthier.training.reference import build_reference, check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 from luthier.training.teacher import build_teacher, check_teacher, check_vocabulary
+from luthier.training.weights import NewRowsFirst, rules_of
 
 CPU_MICRO_TOKENS = 2048
 
@@ -115,6 +116,14 @@ def build_data(
     options = replace(recipe.options, labels=method.classes, joined=method.reads == "relevance")
     recipe = replace(recipe, options=options)
     data = DataBuilder(config, recipe, method.reads, cluster, say, scratch).build()
+    if not config.data.document_mask and method.reads != "conversation":
+        raise ConfigError(
+            f"data.document_mask is false, but method {config.method.name} compares answers to one prompt, which must "
+            "not see each other's rows. Leave data.document_mask out."
+        )
+    data = DataBuilder(
+        config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
+    ).build()
     if data.stream is not None and type(method).arrange is not Method.arrange:
         data.close()
         cause = "set data.streaming: false"
@@ -143,7 +152,7 @@ def build_trainer(
     if config.train.threads:
         _set_threads(config.train.threads)
     method = build_method(config)
-    policy, notes = _build_policy(config, cluster, method.head(data.labels), data)
+    policy, tokens, notes = _build_policy(config, cluster, method.head(data.labels), data)
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -171,7 +180,9 @@ def build_trainer(
         policy,
         method,
         source,
-        _plugin(luthier.optim, config.optim.name, config.optim.options).build(trained, config.learning_rate),
+        _plugin(luthier.optim, config.optim.name, config.optim.options).build(
+            trained, config.learning_rate, rules_of(config.optim.groups, trained, policy.model)
+        ),
         _schedule(config, total_steps),
         cluster,
         max_grad_norm=config.train.max_grad_norm,
@@ -179,6 +190,9 @@ def build_trainer(
         reference=reference,
     )
     trainer.learner.scorer.teacher = teacher
+    if config.train.new_token_steps:
+        first = NewRowsFirst(trainer, list(tokens.ids.values()), config.train.new_token_steps)
+        trainer.learner.before_update = first
     _plan(config, trainer, say if cluster.is_main else _say_nothing)
     return trainer, data, notes + told + about_teacher
 
@@ -230,8 +244,8 @@ def _source(
 
 def _build_policy(
     config: Config, cluster: Cluster, head: Head | None, data: Data
-) -> tuple[Policy, list[str]]:
-    """The model with its adapters in the fastest form that gives its own numbers, and how that came out."""
+) -> tuple[Policy, NewTokens, list[str]]:
+    """The model with its adapters in the fastest form that gives its own numbers, new tokens, how it came out."""
     device = pick_device(config.model.device)
     if device.type == "cuda":
         device = torch.device("cuda", cluster.local_rank)
@@ -270,7 +284,7 @@ def _build_policy(
     notes.append(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
     )
-    return policy, notes
+    return policy, tokens, notes
 
 
 def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:

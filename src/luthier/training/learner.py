@@ -45,6 +45,8 @@ class Learner:
         self.activations = ActivationPlanner(
             [], HostGauge()
         )  # keeps everything until it is told of the layers
+        self.before_update: Callable[[], None] = lambda: None
+        """Called once all micro-batches of a step have added to the gradients of this rank."""
         self.micro_batches = MicroBatches(self._learn, device)
         # of the step under way; on the device and always the same tensors, so that nothing waits for them
         self.units = torch.ones((), dtype=torch.float64, device=device)
@@ -61,6 +63,7 @@ class Learner:
         self.units.fill_(units)
         learned = self.scorer.look_ahead(micro_batches, self.device)
         self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(learned), self._discard)
+        self.before_update()
         return self.totals_M
 
     @property

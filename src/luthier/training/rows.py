@@ -121,7 +121,8 @@ class DataBuilder:
         if self.data.clean.eval_overlap is not None and evaluated is not None:
             plan = replace(plan, eval_texts=self._texts(self._plan(self.data.eval_sets, "data.eval_path")[0]))
         holds = bool(self.data.eval_rows or self.data.eval_fraction)
-        if holds and (streams or not plan.same_every_epoch or self.data.clean.eval_overlap is not None):
+        early = not plan.same_every_epoch or self.data.clean.eval_overlap is not None or plan.block_length
+        if holds and (streams or early):
             plan, evaluated = self._hold_out_first(plan, source, self.data.window_rows if streams else None)
         if streams or not plan.same_every_epoch:
             return self._stream(plan, source, evaluated, self.data.window_rows if streams else EVERYTHING)
@@ -148,6 +149,7 @@ class DataBuilder:
             offline=self.config.offline,
             role=role,
         )
+        plan = plan if training else plan.on_their_own()
         return plan, plan.open()
 
     def _streams(self, source: Source) -> bool:
@@ -229,7 +231,7 @@ class DataBuilder:
                     f"data.eval_rows is {self.data.eval_rows}, but there are only {len(hashes)} rows to choose "
                     "from; lower it, so that rows are left to learn from"
                 )
-        aside = replace(plan, clean=CleanSection())
+        aside = replace(plan, clean=CleanSection()).on_their_own()
         evaluated = prepare_plan(
             aside,
             max_drop_fraction=self.data.max_drop_fraction,
@@ -325,7 +327,8 @@ def recipe_of(
     """How the contents of rows become tokens in this run."""
     data = config.data
     learn = data.learn if isinstance(data.learn, str) else tuple(data.learn)
-    options = EncodeOptions(config.max_length, data.overlong, learn, data.thinking)
+    joined = not data.document_mask
+    options = EncodeOptions(config.max_length, data.overlong, learn, data.thinking, joined)
     return Recipe(tokenizer, options, template, no_template)
 
 

@@ -23,7 +23,7 @@ from luthier.migrate.readers import (
     text,
     whole,
 )
-from luthier.migrate.schedules import Warmup, put_schedule
+from luthier.migrate.schedules import Warmup, put_decay, put_schedule
 from luthier.migrate.tokens import adds_tokens
 from luthier.migrate.trainer import (
     Length,
@@ -204,6 +204,8 @@ def _put_schedule(draft: Draft) -> None:
         draft.map("cosine_min_lr_ratio", "schedule.min_ratio", float(share))
     if "lr_scheduler_kwargs" in draft.given:
         options = draft.get("lr_scheduler_kwargs", section, {})
+        if put_decay(draft, options):
+            return
         if options:
             draft.none("lr_scheduler_kwargs", f"{', '.join(options)} are not taken over")
         else:

@@ -1,7 +1,9 @@
 """Keys about training: length, learning rate, precision, evaluation, checkpoints, machines, trackers."""
 
-from luthier.migrate.draft import Rule
-from luthier.migrate.readers import real, whole
+from typing import Any
+
+from luthier.migrate.draft import Draft, Rule
+from luthier.migrate.readers import number, real, whole
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to, when_on
 from luthier.migrate.trainer_keys import SHARDS
 
@@ -17,6 +19,22 @@ _CHAT = "belongs to Axolotl's chat window; see luthier chat"
 _RAY = "Ray is not used; start the processes with torchrun"
 _SAMPLES = "answers to held-out rows are generated for the report (eval.samples)"
 _RESTARTS = "the learning rate does not restart"
+
+
+def _rate_of_embeddings(*, scaled: bool = False) -> Rule:
+    """Sets `optim.groups` to the learning rate of embeddings and head, where these are trained."""
+
+    def rule(draft: Draft, key: str, value: Any) -> None:
+        if draft.given.get("adapter") and not draft.given.get("lora_modules_to_save"):
+            draft.needless(key, "has no effect: with an adapter the embeddings are not trained")
+        elif scaled and "embedding_lr" in draft.given:
+            draft.needless(key, "has no effect beside embedding_lr")
+        else:
+            rate = float(number(value)) * (float(draft.get("learning_rate", number, 1e-5)) if scaled else 1.0)
+            draft.map(key, "optim.groups", [{"match": ["embeddings", "head"], "lr": rate}])
+
+    return rule
+
 
 KEYS: dict[str, Rule] = {
     "strict": needless("unknown keys are always refused"),
@@ -40,9 +58,9 @@ KEYS: dict[str, Rule] = {
     "lr_quadratic_warmup": absent("the learning rate rises in a straight line"),
     "lr_div_factor": absent("the warm-up starts at zero"),
     "eta_min": needless("Axolotl ignores it; there it is called cosine_min_lr_ratio"),
-    "lr_groups": absent("one learning rate holds for all weights"),
-    "embedding_lr": absent("one learning rate holds for all weights"),
-    "embedding_lr_scale": absent("one learning rate holds for all weights"),
+    "lr_groups": absent("optim.groups has learning rates of weights by their names; write them there"),
+    "embedding_lr": _rate_of_embeddings(),
+    "embedding_lr_scale": _rate_of_embeddings(scaled=True),
     "weight_decay": to("optim.weight_decay", real),
     "adam_beta1": to("optim.beta1", real),
     "adam_beta2": to("optim.beta2", real),

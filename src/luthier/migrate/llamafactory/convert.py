@@ -13,7 +13,7 @@ from luthier.migrate.methods import put_gate, put_method, put_options, put_refer
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import is_off, number, real, section, switch, text, whole
-from luthier.migrate.schedules import Warmup, put_schedule
+from luthier.migrate.schedules import Warmup, put_decay, put_schedule
 from luthier.migrate.trainer import (
     Length,
     put_checkpoints,
@@ -215,6 +215,8 @@ def _put_schedule(draft: Draft) -> None:
             round(float(share), 10),
             "min_lr as a share of the peak",
         )
+    elif put_decay(draft, options):
+        return
     else:
         draft.none("lr_scheduler_kwargs", f"{', '.join(options)} are not taken over")
 

@@ -38,7 +38,12 @@ def put_data(draft: Draft, *, plain_text: bool) -> None:
     for key in ("packing", "neat_packing"):
         if key in draft.given:
             off = " (model.packing: false would not)" if is_off(draft.given[key]) else ""
-            draft.needless(key, f"rows are packed without seeing each other{off}")
+            seen = (
+                ""
+                if "neat_packing" in draft.given or off
+                else "; data.document_mask: false lets them, as there"
+            )
+            draft.needless(key, f"rows are packed without seeing each other{off}{seen}")
 
 
 def _put_sets(draft: Draft) -> None:
