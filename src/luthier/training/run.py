@@ -156,12 +156,7 @@ def _learn(
     held_out = data.held_out if cluster.is_main and not isinstance(trainer.policy, HeadPolicy) else None
     examiner = Examiner(config, trainer.policy.model, tokenizer, held_out)
     steps = saved_steps(folder, cluster) if resume else []
-    if steps:
-        check_seen(folder.checkpoint(steps[-1]), cluster)
-        load_checkpoint(trainer, folder.checkpoint(steps[-1]))
-        say(f"continuing after step {steps[-1]} of {trainer.total_steps}")
-    elif start := find_start(config):
-        say(start_from(start, trainer, config, hashes))
+    _take_over(config, folder, trainer, hashes, steps, say)
     if cluster.is_main:
         _describe(folder, config, data, hashes, resume)
     with MetricsWriter(folder.metrics) as writer:
@@ -189,6 +184,18 @@ def _learn(
         write_report(folder)
     cluster.barrier()
     return Result(folder.path, trained, folder.report, trainer.progress.best_loss, before, after)
+
+
+def _take_over(
+    config: Config, folder: RunFolder, trainer: Trainer, hashes: dict[str, str], steps: list[int], say: Say
+) -> None:
+    """Goes on from the run's last checkpoint, or begins at another run's; from neither it begins anew."""
+    if steps:
+        check_seen(folder.checkpoint(steps[-1]), trainer.cluster)
+        load_checkpoint(trainer, folder.checkpoint(steps[-1]))
+        say(f"continuing after step {steps[-1]} of {trainer.total_steps}")
+    elif start := find_start(config):
+        say(start_from(start, trainer, config, hashes))
 
 
 def _train(
