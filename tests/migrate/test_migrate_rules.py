@@ -272,3 +272,23 @@ def test_what_a_preference_is_compared_with(tmp_path):
     assert imported(tmp_path, small("axolotl") | before).values["reference"] == {"precompute": True}
     plain = imported(tmp_path, small("axolotl") | {"precompute_ref_log_probs": True})
     assert "reference" not in plain.values
+
+
+@pytest.mark.parametrize(
+    ("tool", "name"), [("axolotl", "lr_scheduler"), ("llamafactory", "lr_scheduler_type")]
+)
+def test_the_decay_of_wsd(tmp_path, tool, name):
+    options = {"num_decay_steps": 50, "decay_type": "1-sqrt"}
+    changes = {name: "warmup_stable_decay", "lr_scheduler_kwargs": options}
+    schedule = imported(tmp_path, small(tool, **changes)).values["schedule"]
+    assert (schedule["name"], schedule["decay_steps"], schedule["decay_shape"]) == ("wsd", 50, "1-sqrt")
+
+
+def test_the_learning_rate_of_embeddings_is_a_group_where_they_are_trained(tmp_path):
+    whole = {"adapter": None, "learning_rate": 2e-4}
+    for change in ({"embedding_lr": 5e-5}, {"embedding_lr_scale": 0.25}):
+        result = imported(tmp_path, small("axolotl", **whole, **change))
+        (group,) = config_from_dict(result.values).optim.groups
+        assert group.match == ["embeddings", "head"] and group.lr == pytest.approx(5e-5)
+    lora = imported(tmp_path, small("axolotl", adapter="lora", embedding_lr=5e-5))
+    assert kinds(lora, "embedding_lr") == {Kind.NEEDLESS} and "groups" not in lora.values.get("optim", {})

@@ -103,9 +103,8 @@ def test_new_tokens_move_alone_at_first(tmp_path: Path) -> None:
         )
         return weights_after(config)
 
-    before = dict(
-        load_model(short(tmp_path, "none").model.name, torch.float32, torch.device("cpu")).named_parameters()
-    )
+    short(tmp_path, "none")  # makes the model
+    before = dict(load_model(tmp_path / "model", torch.float32, torch.device("cpu")).named_parameters())
     rows = before["model.embed_tokens.weight"].shape[0]
     for steps, moves in ((2, False), (4, True)):
         after = run(f"first-{steps}", steps)
