@@ -60,7 +60,7 @@ def evaluate_loss(
 
 def _likelihood(scores: Scores, batch: Batch) -> list[float]:
     """Negative log-likelihood of the learned tokens, their number, and their bytes: NaN where these are not known."""
-    if scores.values is not None:
+    if len(scores.logp_N) != len(batch.weight_N):
         return [0.0, 0.0, math.nan]  # a head of another kind predicts no tokens
     learned_N = batch.weight_N != 0
     bytes_Q = batch.columns.get("bytes")
