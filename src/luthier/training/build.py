@@ -118,8 +118,7 @@ def build_data(
     data = DataBuilder(config, recipe, method.reads, cluster, say, scratch).build()
     if not config.data.document_mask and method.reads != "conversation":
         raise ConfigError(
-            f"data.document_mask is false, but method {config.method.name} compares answers to one prompt, which must "
-            "not see each other's rows. Leave data.document_mask out."
+            f"data.document_mask: false lets rows see each other, which {config.method.name} must not; leave it out"
         )
     data = DataBuilder(
         config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
@@ -190,9 +189,8 @@ def build_trainer(
         reference=reference,
     )
     trainer.learner.scorer.teacher = teacher
-    if config.train.new_token_steps:
-        first = NewRowsFirst(trainer, list(tokens.ids.values()), config.train.new_token_steps)
-        trainer.learner.before_update = first
+    if steps := config.train.new_token_steps:
+        trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
     _plan(config, trainer, say if cluster.is_main else _say_nothing)
     return trainer, data, notes + told + about_teacher
 
