@@ -63,7 +63,7 @@ def test_texts_of_a_file_become_blocks_and_the_account_has_their_tokens(tmp_path
     for name, number in {"a.txt": 30, "b.txt": 10}.items():
         (tmp_path / name).write_text("\n".join(f"{name} line {i} " + "word " * i for i in range(number)))
     sets = tuple(SetSection(path=str(tmp_path / name)) for name in ("a.txt", "b.txt"))
-    plan = Plan(sets, Recipe(TOKENIZER, EncodeOptions(16, joined=True), None, "no template"))
+    plan = Plan(sets, Recipe(TOKENIZER, EncodeOptions(16, in_blocks=True), None, "no template"))
     blocks, alone = prepare_plan(plan), prepare_plan(plan.on_their_own())
     assert blocks.ledger.read == blocks.ledger.kept == alone.ledger.kept == 40
     assert set(blocks.lengths[:-1].tolist()) == {16} and alone.lengths.min() < 16

@@ -32,7 +32,7 @@ class EncodeOptions:
     """Names of the classes that labels of texts are numbered by; none: labels are numbers."""
     joined: bool = False
     """A query and each of its texts are one document, as a reranker reads them; else documents of their own."""
-    joined: bool = False
+    in_blocks: bool = False
     """Rows are joined into blocks of `max_length` later, so plain text of any length is used."""
 
 

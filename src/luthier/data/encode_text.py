@@ -120,7 +120,7 @@ class TextDrafts:
         """
         most, overlong = self._options.max_length, self._options.overlong
         (segment,) = row.examples[0].segments
-        if overlong in (None, "split") and self._options.joined:
+        if overlong in (None, "split") and self._options.in_blocks:
             return row
         if overlong in (None, "split"):
             starts = range(0, len(segment.ids) - 1, max(1, most - 1))

@@ -111,13 +111,13 @@ class Plan:
     def block_length(self) -> int | None:
         """Tokens of the blocks that rows are joined into; None: each row stays on its own."""
         options = self.recipe.options if self.recipe is not None else None
-        return options.max_length if options is not None and options.joined else None
+        return options.max_length if options is not None and options.in_blocks else None
 
     def on_their_own(self) -> "Plan":
         """The same rows without being joined."""
         if self.recipe is None:
             return self
-        options = replace(self.recipe.options, joined=False)
+        options = replace(self.recipe.options, in_blocks=False)
         return replace(self, recipe=replace(self.recipe, options=options))
 
     @property

@@ -116,13 +116,6 @@ def build_data(
     options = replace(recipe.options, labels=method.classes, joined=method.reads == "relevance")
     recipe = replace(recipe, options=options)
     data = DataBuilder(config, recipe, method.reads, cluster, say, scratch).build()
-    if not config.data.document_mask and method.reads != "conversation":
-        raise ConfigError(
-            f"data.document_mask: false lets rows see each other, which {config.method.name} must not; leave it out"
-        )
-    data = DataBuilder(
-        config, recipe_of(config, tokenizer, *template), method.reads, cluster, say, scratch
-    ).build()
     if data.stream is not None and type(method).arrange is not Method.arrange:
         data.close()
         cause = "set data.streaming: false"

@@ -113,6 +113,11 @@ class DataBuilder:
         return labels
 
     def _build(self) -> Data:
+        if not self.data.document_mask and self.reads != "conversation":
+            raise ConfigError(
+                "data.document_mask: false lets rows see each other, which those of method "
+                f"{self.config.method.name} must not; leave it out"
+            )
         plan, source = self._plan(self.data.all_sets, "data.path")
         streams = self._streams(source)
         evaluated = None
@@ -327,8 +332,8 @@ def recipe_of(
     """How the contents of rows become tokens in this run."""
     data = config.data
     learn = data.learn if isinstance(data.learn, str) else tuple(data.learn)
-    joined = not data.document_mask
-    options = EncodeOptions(config.max_length, data.overlong, learn, data.thinking, joined)
+    blocks = not data.document_mask
+    options = EncodeOptions(config.max_length, data.overlong, learn, data.thinking, in_blocks=blocks)
     return Recipe(tokenizer, options, template, no_template)
 
 
