@@ -123,6 +123,18 @@ CLASHES = [
         "whole run; lower one of them",
     ),
     (
+        "schedule",
+        {"name": "cosine", "decay_steps": 3},
+        "schedule.decay_steps is 3, but schedule.name is cosine, which has no phase of decay; "
+        "remove it or set schedule.name: wsd",
+    ),
+    (
+        "schedule",
+        {"decay_shape": "1-sqrt"},
+        "schedule.decay_shape is 1-sqrt, but schedule.name is cosine, which has no phase of decay; "
+        "remove it or set schedule.name: wsd",
+    ),
+    (
         "train",
         {"tokens_per_step": 10, "tokens_per_micro_batch": 11},
         "train.tokens_per_micro_batch is 11, more than the 10 of train.tokens_per_step; "

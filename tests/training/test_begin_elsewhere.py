@@ -1,5 +1,6 @@
 """Runs that begin at another run's checkpoint, and runs over so many tokens."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +10,15 @@ from safetensors.torch import load_file
 
 import luthier
 from luthier.config.tree import Config
-from luthier.errors import ConfigError
+from luthier.errors import ConfigError, Interrupted, RunError
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import read_metrics, series
+from luthier.training.loop import Trainer
 from tiny_runs import tiny_config, write_chats
 
 WSD = {"name": "wsd", "warmup_steps": 2, "decay_steps": 3}
+STABLE = {"name": "constant", "warmup_steps": 2}
+UNHEARD: dict[str, Any] = {"eval_path": None, "share_prefixes": False, "max_drop_fraction": 0.5}
 STREAM = {"streaming": True, "window_rows": 9, "workers": 0}
 
 
@@ -38,6 +42,29 @@ def weights_of(run: Path) -> dict[str, torch.Tensor]:
     return load_file(found[0])
 
 
+def stopped_after(steps: int, config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trains until so many steps were made, then interrupts."""
+
+    def run(trainer: Trainer) -> None:
+        last = trainer.progress.step + steps
+        trainer.hooks.append(lambda one, _: one.interrupt("test") if one.progress.step == last else None)
+        whole_run(trainer)
+
+    whole_run = Trainer.run
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "run", run)
+        with pytest.raises(Interrupted):
+            train(config)
+
+
+def began_on(run: Path, day: str) -> None:
+    """Makes a run one of another day."""
+    config = luthier.check(run / "config.yaml")
+    text = (run / "config.yaml").read_text()
+    assert config.data.date is not None and text.count(config.data.date) == 1
+    (run / "config.yaml").write_text(text.replace(config.data.date, day))
+
+
 def rates(run: Path) -> list[float | None]:
     return [rate for _, rate in series(read_metrics(run / "metrics.jsonl"), "train", "lr")]
 
@@ -48,14 +75,17 @@ def test_decaying_from_a_checkpoint_is_the_run_that_went_through(folder: Path, d
     name = f"{len(data)}-{lora is ...}"
     about = {"data": data, "lora": lora}
     whole, _ = train(config_of(folder, f"whole-{name}", train={"steps": 10}, **about))
-    trunk, _ = train(
-        config_of(
-            folder, f"trunk-{name}", train={"steps": 7}, **about | {"schedule": WSD | {"name": "constant"}}
-        )
-    )
+    trunk, _ = train(config_of(folder, f"trunk-{name}", train={"steps": 7}, **about | {"schedule": STABLE}))
+    began_on(trunk, "2020-01-31")
     start = {"every": None, "start": str(trunk)}
     decayed, said = train(
-        config_of(folder, f"decayed-{name}", train={"steps": 10}, checkpoint=start, **about)
+        config_of(
+            folder,
+            f"decayed-{name}",
+            train={"steps": 10},
+            checkpoint=start,
+            **about | {"data": data | UNHEARD},
+        )
     )
     assert any("starting after step 7 of 10" in line and "rows go on" in line for line in said)
     one, two = weights_of(whole), weights_of(decayed)
@@ -63,6 +93,7 @@ def test_decaying_from_a_checkpoint_is_the_run_that_went_through(folder: Path, d
     assert rates(trunk) == rates(whole)[:7] and rates(decayed) == rates(whole)[7:]
     assert rates(whole)[6] == rates(whole)[7] == 1e-2 > rates(whole)[8]  # type: ignore[operator]
     assert RunFolder(trunk).saved_steps() == [7]  # the trunk is as it was
+    assert luthier.check(decayed / "config.yaml").data.date == "2020-01-31"
 
 
 def test_other_rows_begin_with_the_first(folder: Path) -> None:
@@ -99,6 +130,61 @@ def test_a_start_that_cannot_be_is_told_before_any_work(folder: Path) -> None:
         train(config_of(folder, "unknown", data=other, checkpoint={"start": str(trunk)}))
 
 
+def test_a_branch_outlives_its_trunk_and_begins_where_it_began(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trunk, _ = train(config_of(folder, "felled", train={"steps": 4}, schedule=STABLE))
+    start = {"every": 2, "start": str(trunk)}
+    config = config_of(folder, "outlives", train={"steps": 8}, schedule=STABLE, checkpoint=start)
+    stopped_after(2, config, monkeypatch)
+    whole, _ = train(config_of(folder, "undisturbed", train={"steps": 8}, schedule=STABLE, checkpoint=start))
+    early = config_of(folder, "early", train={"steps": 8}, schedule=STABLE, checkpoint={"start": str(trunk)})
+    stopped_after(1, early, monkeypatch)
+    shutil.rmtree(folder / "runs" / "early" / "checkpoints", ignore_errors=True)
+    shutil.copytree(RunFolder(trunk).checkpoint(4), RunFolder(trunk).checkpoint(9))  # the trunk goes on
+    late = luthier.train(early, resume=True, say=print).folder
+    shutil.rmtree(trunk)
+    resumed = luthier.train(config, resume=True, say=print).folder
+    one = weights_of(whole)
+    for two in (weights_of(resumed), weights_of(late)):
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_weights_of_another_model_are_told(folder: Path) -> None:
+    about: dict[str, Any] = {"lora": ..., "train": {"steps": 2}, "schedule": {}}
+    trunk, _ = train(config_of(folder, "own-words", **about))
+    about |= {"train": {"steps": 4}, "checkpoint": {"every": None, "start": str(trunk)}}
+    with pytest.raises(
+        RunError, match=r"\.weight is \(\d+, 32\) there, \(\d+, 32\) here\. .* same model\.name"
+    ):
+        train(
+            config_of(
+                folder, "more-words", model={"name": str(folder / "model"), "new_tokens": ["<x>"]}, **about
+            )
+        )
+    pairs = folder / "pairs.jsonl"
+    pairs.write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}\n' * 8)
+    reward = {"method": "reward", "data": {"path": str(pairs), "eval_path": None}}
+    with pytest.raises(RunError, match=r"score\.weight is only here.*kind of head"):
+        train(config_of(folder, "other-head", **about | reward))
+
+
+def test_a_decay_longer_than_the_epochs_is_told(folder: Path) -> None:
+    config = config_of(folder, "too-long", schedule={"name": "wsd", "warmup_steps": 2, "decay_steps": 500})
+    with pytest.raises(
+        ConfigError, match=r"decay_steps is 500, after 2 of warm-up, but the run has only \d+ steps"
+    ):
+        train(config)
+
+
+def test_no_reference_from_before_the_other_runs_training(folder: Path) -> None:
+    trunk, _ = train(config_of(folder, "taught", train={"steps": 2}, schedule={}))
+    about: dict[str, Any] = {"method": "dpo", "checkpoint": {"start": str(trunk)}, "schedule": {}}
+    with pytest.raises(ConfigError, match=r"before that run's training.*model: .*merged.* --to merged"):
+        train(config_of(folder, "preferred", **about))
+    assert not (folder / "runs" / "preferred").exists()
+
+
 @pytest.mark.parametrize("data", [{}, STREAM], ids=["at once", "stream"])
 def test_a_run_over_so_many_tokens(folder: Path, data: Any) -> None:
     name = f"tokens-{len(data)}"
@@ -122,7 +208,7 @@ def test_tokens_are_counted_on_from_the_start(folder: Path) -> None:
             folder,
             "trunk-tokens",
             train={"max_tokens": 2000},
-            schedule=wsd | {"name": "constant", "decay_ratio": None},
+            schedule={"name": "constant", "warmup_steps": 1},
         )
     )
     start = {"every": None, "start": str(trunk)}

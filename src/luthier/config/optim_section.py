@@ -93,6 +93,18 @@ class ScheduleSection(Section):
         return self
 
     @model_validator(mode="after")
+    def _decay_is_of_wsd(self) -> Self:
+        for key in ("decay_steps", "decay_ratio", "decay_shape"):
+            value = getattr(self, key)  # a saved config has the defaults too
+            if self.name != "wsd" and value != type(self).model_fields[key].default:
+                text = (
+                    f"schedule.{key} is {value}, but schedule.name is {self.name}, which has no phase of decay; "
+                    "remove it or set schedule.name: wsd"
+                )
+                raise impossible(Problem(f"schedule.{key}", text))
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit(self) -> Self:
         warmup, decay = self.warmup_ratio or 0.0, self.decay_ratio or 0.0
         if self.name == "wsd" and warmup + decay > 1.0:

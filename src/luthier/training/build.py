@@ -378,6 +378,12 @@ def _schedule(config: Config, total_steps: int) -> Schedule:
             f"schedule.warmup_steps is {warmup}, but the run has only {total_steps} steps, so the learning rate "
             "would never reach its peak. Lower it, or train longer."
         )
+    decay = (section.decay_steps or 0) if section.name == "wsd" else 0
+    if decay and warmup + decay > total_steps:
+        raise ConfigError(
+            f"schedule.decay_steps is {decay}, after {warmup} of warm-up, but the run has only {total_steps} steps. "
+            "Lower it, or train longer."
+        )
     return Schedule(
         section.name,
         total_steps,

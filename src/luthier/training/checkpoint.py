@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_model, save_model
 from transformers import PreTrainedModel
 
@@ -138,11 +139,46 @@ def _save_weights(model: PreTrainedModel, folder: Path, base_name: str, revision
 
 
 def load_weights(model: PreTrainedModel, folder: Path) -> None:
-    """Reads the weights of a checkpoint back into the same model."""
+    """Reads the weights of a checkpoint back into the same model.
+
+    Raises:
+        RunError: they are not those of this model.
+    """
     if adapters(model):
         load_adapter(model, folder)
-    else:
+        return
+    try:
         load_model(model, folder / WEIGHTS)
+    except RuntimeError as error:
+        faults = _misfits(model, folder / WEIGHTS)
+        if not faults:
+            raise
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise RunError(
+            f"the weights of checkpoint {folder} do not fit this run's model: {'; '.join(faults[:3])}{more}. The run "
+            "that saved them and this one need the same model.name and model.new_tokens, and methods that train the "
+            "same kind of head."
+        ) from error
+
+
+def _misfits(model: PreTrainedModel, path: Path) -> list[str]:
+    """Which weights of a file are not the model's."""
+    with safe_open(path, "pt") as file:
+        saved = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
+    weights = model.state_dict()
+    own = {name: tuple(weight.shape) for name, weight in weights.items()}
+    there = {weights[name].data_ptr() for name in saved if name in own}  # tied weights are saved once
+    faults = [
+        f"{name} is {shape} there, {own[name]} here"
+        for name, shape in saved.items()
+        if own.get(name, shape) != shape
+    ]
+    faults += [f"{name} is only there" for name in saved if name not in own]
+    return faults + [
+        f"{name} is only here"
+        for name, weight in weights.items()
+        if name not in saved and weight.data_ptr() not in there
+    ]
 
 
 def prune_checkpoints(folder: RunFolder, keep: int, best_step: int) -> None:

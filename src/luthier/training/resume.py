@@ -86,9 +86,12 @@ def dated(config: Config, day: str | None) -> Config:
     return config.model_copy(update={"data": config.data.model_copy(update={"date": day})})
 
 
-def with_date_of(folder: RunFolder, config: Config) -> Config:
-    """The config with the day that the run began on."""
-    return dated(config, load_config(folder.config).data.date)
+def as_begun(config: Config, begun: Config) -> Config:
+    """The config with what was settled when its run began: the day, and which checkpoint of another run it began at."""
+    config, start = dated(config, begun.data.date), begun.checkpoint.start
+    if start is None or config.checkpoint.start != str(Path(start).parent.parent):
+        return config
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"start": start})})
 
 
 def with_absolute_paths(config: Config) -> Config:
@@ -108,7 +111,9 @@ def with_absolute_paths(config: Config) -> Config:
             "template": absolute(config.data.template),
         }
     )
-    checkpoint = config.checkpoint.model_copy(update={"start": absolute(config.checkpoint.start)})
+    start = config.checkpoint.start  # a run may have outlived the one that it began at
+    start = str(Path(start).absolute()) if start is not None else None
+    checkpoint = config.checkpoint.model_copy(update={"start": start})
     model = config.model.model_copy(update={"name": absolute(config.model.name)})
     reference = config.reference.model_copy(update={"name": absolute(config.reference.name)})
     teacher = config.teacher
@@ -134,6 +139,5 @@ def _unfinished(path: Path) -> bool:
 
 def _changes(old: Config, new: Config) -> list[str]:
     """Differences that matter to the result: where it is kept does not."""
-    return config_diff(
-        with_absolute_paths(old).model_copy(update={"run": new.run}), dated(new, old.data.date)
-    )
+    old = with_absolute_paths(old).model_copy(update={"run": new.run})
+    return config_diff(old, as_begun(new, old))

@@ -10,6 +10,7 @@ import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.config.dump import dump_config
+from luthier.config.load import load_config
 from luthier.config.tree import Config
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import in_order
@@ -46,17 +47,17 @@ from luthier.training.heads import save_head_files
 from luthier.training.hooks import EvaluateLoss, SaveCheckpoints, follow_stream, log_steps, write_ledgers
 from luthier.training.loop import Trainer
 from luthier.training.resume import (
+    as_begun,
     check_same_config,
     check_same_data,
     dated,
     find_run_to_resume,
     keep_config,
     with_absolute_paths,
-    with_date_of,
 )
 from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
-from luthier.training.start import find_start, start_from
+from luthier.training.start import find_start, settled, start_from
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,6 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     for name in config.eval.metrics:
         metrics.find(name)  # what can be known to be wrong is told before any work
     build_method(config)
-    find_start(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing
@@ -104,7 +104,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
         if finished:
             say(f"{folder.path} is finished; to train longer, raise train.epochs and add --allow-changes")
             return _result_of(folder, config)
-        config = with_date_of(folder, config)
+        config = as_begun(config, load_config(folder.config))
         with _ending_in_status(folder, cluster, before), terminate_as_interrupt():
             return _execute(config, folder, cluster, resume, allow_changes, say)
     finally:
@@ -194,7 +194,7 @@ def _take_over(
         check_seen(folder.checkpoint(steps[-1]), trainer.cluster)
         load_checkpoint(trainer, folder.checkpoint(steps[-1]))
         say(f"continuing after step {steps[-1]} of {trainer.total_steps}")
-    elif start := find_start(config):
+    elif start := find_start(config, trainer.method):
         say(start_from(start, trainer, config, hashes))
 
 
@@ -313,6 +313,7 @@ def _open_folder(
 
 
 def _created(config: Config) -> RunFolder:
+    config = settled(config, build_method(config))
     name = config.run.name or default_name(config.method.name, config.model.name, datetime.now())
     named = config.model_copy(update={"run": config.run.model_copy(update={"name": name})})
     named = dated(named, datetime.now().date().isoformat())

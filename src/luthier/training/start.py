@@ -3,6 +3,8 @@
 That is how a run in the stable phase of wsd is ended at any of its checkpoints: only the decay is trained. Steps and
 tokens are counted on from those of the other run, so that `train.steps` and the schedule mean the same in both, and
 the result is, bit for bit, that of one run which had gone through.
+
+Which checkpoint it is, and the day that templates are told, are settled when the branch is made and kept in its config.
 """
 
 from pathlib import Path
@@ -10,19 +12,39 @@ from pathlib import Path
 from luthier.config.load import load_config
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, LuthierError
+from luthier.methods.base import Method
 from luthier.runs.audit import read_audit
 from luthier.runs.folder import RunFolder
 from luthier.training.checkpoint import STATE, check_seen, load_checkpoint
 from luthier.training.loop import Trainer
 from luthier.training.progress import Progress
-from luthier.training.resume import with_absolute_paths
+from luthier.training.resume import dated, with_absolute_paths
+from luthier.training.rows import data_hashes
+
+NOT_ABOUT_ROWS = {"eval_path", "max_drop_fraction", "share_prefixes", "workers", "cache"}
+"""Keys of `data` that do not change what is learned from."""
 
 
-def find_start(config: Config) -> Path | None:
+def settled(config: Config, method: Method) -> Config:
+    """The config of a new run with the checkpoint that it begins at and, if it names none, the day of that run.
+
+    Raises:
+        ConfigError: see `find_start`.
+    """
+    path = find_start(config, method)
+    if path is None:
+        return config
+    before = _config_of(path)
+    checkpoint = config.checkpoint.model_copy(update={"start": str(path)})
+    return dated(config.model_copy(update={"checkpoint": checkpoint}), before.data.date if before else None)
+
+
+def find_start(config: Config, method: Method) -> Path | None:
     """The checkpoint that `checkpoint.start` names; None if it names none.
 
     Raises:
-        ConfigError: there is no such checkpoint, or its weights are not those of this config.
+        ConfigError: there is no such checkpoint, its weights are not those of this config, or the method would
+            compare with a model that is not the one it begins with.
     """
     if config.checkpoint.start is None:
         return None
@@ -41,6 +63,8 @@ def find_start(config: Config) -> Path | None:
         raise ConfigError(
             f"checkpoint.start is {path}, which holds {has}; give this run the same section lora as that one"
         )
+    if before is not None:
+        _check_reference(path, before, config, method)
     return path
 
 
@@ -73,6 +97,22 @@ def start_from(path: Path, trainer: Trainer, config: Config, hashes: dict[str, s
     return f"starting after step {step} of {total} from {path}; {rows}"
 
 
+def _check_reference(path: Path, before: Config, config: Config, method: Method) -> None:
+    """Refuses a method that would compare with the model that the other run began with, before it learned anything."""
+    if not method.needs_reference or config.reference.name is not None:
+        return
+    if before.method.name == config.method.name:
+        return
+    trunk = path.parent.parent
+    advice = f"model: {RunFolder(trunk).model}"
+    if before.lora is not None:
+        advice = f"model: {trunk / 'merged'}, after `luthier export {trunk} --to merged`"
+    raise ConfigError(
+        f"checkpoint.start is {path} of a run of {before.method.name}, and {config.method.name} compares with a "
+        f"reference, which would be the model before that run's training. Leave out checkpoint.start and give {advice}"
+    )
+
+
 def _config_of(checkpoint: Path) -> Config | None:
     """The config of the run that a checkpoint lies in; None if it is not there."""
     try:
@@ -88,11 +128,20 @@ def _same_rows(path: Path, config: Config, hashes: dict[str, str]) -> bool:
         return False
     events = read_audit(RunFolder(path.parent.parent).audit)
     read = next((entry["detail"].get("data") for entry in events if entry["event"] == "started"), None)
-    return read == hashes and _about_rows(before) == _about_rows(config)
+    if _about_rows(before) != _about_rows(config):
+        return False
+    if read == hashes:
+        return True
+    try:  # they differ also where only the held-out rows are others
+        return before.data.eval_path != config.data.eval_path and read == data_hashes(before)
+    except LuthierError:
+        return False
 
 
 def _about_rows(config: Config) -> tuple[object, ...]:
     """All settings that decide which rows a step has."""
     config = with_absolute_paths(config)
     method, train = config.method.name, config.train
-    return config.data, config.seed, config.model.name, method, train.tokens_per_step, train.micro_tokens
+    besides = NOT_ABOUT_ROWS - ({"eval_path"} if config.data.clean.eval_overlap is not None else set())
+    data = config.data.model_dump(exclude=besides)
+    return data, config.seed, config.model.name, method, train.tokens_per_step, train.micro_tokens
