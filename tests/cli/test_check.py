@@ -293,3 +293,13 @@ def test_update_plugins_writes_the_file_that_is_there(monkeypatch, tmp_path, cap
     assert main(["schema", "--update-plugins"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'plugins.json'} is up to date\n"
     assert (tmp_path / "plugins.json").read_text() == real
+
+
+def test_the_reference_is_checked_and_shown(folder, capsys):
+    given = ["check", "model=x/y", "data=a.jsonl", "method=dpo"]
+    assert main([*given, "reference=./missing"]) == 2
+    assert "missing" in capsys.readouterr().err
+    assert main([*given, "reference=demo:nothing-of-that-name"]) == 2
+    assert "reference.name: " in capsys.readouterr().err
+    assert main([*given, "reference=x/other"]) == 0
+    assert "x/other (dtype auto)" in capsys.readouterr().out

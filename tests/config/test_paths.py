@@ -123,3 +123,11 @@ def test_a_run_is_written_down_with_absolute_paths(folder: Path) -> None:
         str(folder / "deep/**/*.csv"),
     ]
     assert written.sets[0].rows == 3 and written.eval_path == [str(folder / "a.jsonl"), "-"]
+
+
+@pytest.mark.parametrize("key", ["model", "teacher", "reference"])
+def test_a_folder_of_a_model_that_is_not_there_is_told(folder: Path, key: str) -> None:
+    named = {"model": "demo:tiny", "data": "a.jsonl", "method": "dpo", key: "./missing"}
+    Path("run.yaml").write_text(json.dumps(named))
+    (fault,) = path_faults(load_config("run.yaml"), Places(Place("run.yaml")))
+    assert f"{key}.name" in fault and "missing" in fault

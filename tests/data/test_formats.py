@@ -111,7 +111,7 @@ def test_two_formats_at_once_are_told_apart_or_refused_in_either_order(
         ("conversations chosen rejected", "preference"),
         ("prompt completions labels", "stepwise"),
         ("prompt completions scores", "ranking"),
-        ("prompt reference chosen rejected", "triple"),
+        ("prompt reference chosen rejected margin", "preference"),
         ("id conversations source", "sharegpt"),
         ("input_ids attention_mask labels", "tokenised"),
         ("prompt text", None),

@@ -121,6 +121,8 @@ def test_dtypes_by_what_the_device_can_do(monkeypatch: pytest.MonkeyPatch) -> No
         device.pick_dtype("bfloat16", CPU)
     with pytest.raises(ModelError, match=r"model\.dtype is float16, but CPUs have no fast float16"):
         device.pick_dtype("float16", CPU)
+    with pytest.raises(ModelError, match=r"teacher\.dtype is float16.* Set teacher\.dtype: auto"):
+        device.pick_dtype("float16", CPU, "teacher.dtype")
 
 
 def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:

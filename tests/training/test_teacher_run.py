@@ -11,7 +11,9 @@ from transformers import AutoTokenizer
 import luthier
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
+from luthier.models.policy import Policy
 from luthier.runs.metrics import read_metrics
+from luthier.training.teacher import build_teacher
 from tiny_models import tiny_llama
 from tiny_runs import tiny_config
 
@@ -85,3 +87,13 @@ def test_a_teacher_with_another_vocabulary_is_refused_before_any_row_is_read(tmp
     with pytest.raises(ConfigError, match=r"another vocabulary.*does not have it.*same family"):
         train(config)
     assert not list((tmp_path / "runs" / "other").glob("tokens/*"))
+
+
+def test_a_teacher_is_as_precise_as_the_model_unless_it_says_otherwise(tmp_path: Path) -> None:
+    policy = Policy(tiny_llama().double())
+    for changes, dtype in (({}, torch.float64), ({"dtype": "float32"}, torch.float32)):
+        section = {"name": str(tmp_path / "teacher"), **changes}
+        config = distilling(tmp_path, "dtypes", teacher=section)
+        teacher, notes = build_teacher(config, policy)
+        assert teacher is not None and teacher.policy.model.dtype is dtype
+        assert any(str(dtype).split(".")[1] in note for note in notes)

@@ -51,11 +51,14 @@ def _name_faults(config: Config) -> list[str]:
             metrics.find(name)
         except ConfigError as error:
             faults.append(f"eval.metrics: {error}")
-    for key, section in (("model", config.model), ("teacher", config.teacher)):
-        if section is None or not section.name.startswith(demo.PREFIX):
+    for key, section in (
+        ("model", config.model), ("teacher", config.teacher), ("reference", config.reference),
+    ):  # fmt: skip
+        name = section.name if section is not None else None
+        if name is None or not name.startswith(demo.PREFIX):
             continue
         try:
-            demo.find_demo(section.name)
+            demo.find_demo(name)
         except LuthierError as error:
             faults.append(f"{key}.name: {error}")
     return faults
@@ -63,7 +66,7 @@ def _name_faults(config: Config) -> list[str]:
 
 def describe(config: Config) -> list[tuple[str, str]]:
     """What a run would do, as a short table of label and text, with every default resolved."""
-    schedule, train = config.schedule, config.train
+    schedule, train, compared = config.schedule, config.train, config.reference
     warmup = (
         f"{schedule.warmup_steps} steps"
         if schedule.warmup_steps is not None
@@ -76,6 +79,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
         ("method", _named(config.method.name, config.method.options)),
         *([("teacher", f"{config.teacher.name} (dtype {config.teacher.dtype})")] if config.teacher else []),
+        *([("reference", f"{compared.name} (dtype {compared.dtype})")] if compared.name else []),
         ("data", _data(config)),
         *_choices(config),
         ("weights", _weights(config)),

@@ -15,4 +15,4 @@ class TeacherSection(Section):
     """Commit, branch or tag of a hub id."""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of its weights, which are never trained. `auto`: as for `model`."""
+    """Precision of its weights, which are never trained. `auto`: that of the model that is trained."""

@@ -91,7 +91,8 @@ def _needed(wanted: str) -> str:
         "pair": "a better and a worse answer, such as `chosen` and `rejected`",
         "label": "an answer with a `label` that says whether it is good",
         "ranking": "a list of answers with `scores` or `ranks`",
-        "triple": "a list of three answers or more with `scores` or `ranks`, or `reference`, `chosen`, `rejected`",
+        "triple": "a list of three answers or more with `scores` or `ranks`; or write `format: triple`, for rows with "
+        "`reference`, `chosen`, `rejected`",
         "steps": "an answer in steps: `prompt`, `completions` and `labels`",
         "class": "a `text` with the name of its class in `label`",
         "number": "a `text` with a number in `label`",

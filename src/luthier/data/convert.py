@@ -47,7 +47,7 @@ class Formats:
         if self._fixed is None:
             detect_table(renamed, file)
         elif renamed and not any(self._fixed.fits(frozenset(record)) for record in renamed):
-            wanted = " or ".join(", ".join(map(self._shown, shape)) for shape in self._fixed.shapes)
+            wanted = " or ".join(", ".join(map(self._shown, shape)) for shape in self._fixed.sufficient)
             raise DataError(
                 f"{file}: `format` is {self._fixed.name}, which needs the columns {wanted}; the first rows have "
                 f"{listed(renamed[0])}. Correct `format`, or map the names with `columns`"

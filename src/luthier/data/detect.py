@@ -2,7 +2,7 @@
 
 A format is a file in `formats/` with
 
-    SHAPES    sets of columns, any of which make a row this format; the first one is the usual
+    SHAPES    sets of columns, any of which make a row this format; the first one is the usual. None: it must be named
     NAMED     (if any) sets of columns that do only where the data set names the format
     OPTIONAL  columns it can use besides
     YIELDS    formats that win where a row has the columns of both
@@ -45,7 +45,12 @@ class Format:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns it usually has."""
-        return self.shapes[0]
+        return self.sufficient[0]
+
+    @property
+    def sufficient(self) -> tuple[tuple[str, ...], ...]:
+        """The sets of columns to tell people of; any of them will do."""
+        return self.shapes or self.named
 
     @cached_property
     def own(self) -> frozenset[str]:
@@ -59,7 +64,7 @@ class Format:
             RowRefused: if a column is missing or what it holds cannot be used.
         """
         if not self.fits(frozenset(record)):
-            nearest = min(self.shapes, key=lambda shape: sum(name not in record for name in shape))
+            nearest = min(self.sufficient, key=lambda shape: sum(name not in record for name in shape))
             missing = next(name for name in nearest if name not in record)
             raise RowRefused(f"the row has no `{missing}`; its fields are {listed(record)}")
         for column in self.strangers:
@@ -174,7 +179,7 @@ def nothing_fits(found: Iterable[str]) -> str:
     """What to say where no format has these columns."""
     found = list(found)
     known = []
-    for format in known_formats():
+    for format in (one for one in known_formats() if one.shapes):
         wanted = [name for name in format.optional if name not in format.columns]
         more = f" (and, if wanted, {', '.join(wanted)})" if wanted else ""
         known.append(f"  {format.name}: {', '.join(format.columns)}{more}")

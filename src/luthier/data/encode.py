@@ -30,7 +30,7 @@ __all__ = ["EncodeOptions", "EncodedRow", "RowEncoder", "RowTooLong"]
 
 _PORTION = 64
 """Rows that are tokenised together."""
-_VERSION = 4  # counted up when the same row gives other tokens than before
+_VERSION = 5  # counted up when the same row gives other tokens than before
 
 
 class RowTooLong(DataError):

@@ -1,5 +1,6 @@
 """The one place that knows how transformers wires attention, and what changes between its versions."""
 
+import logging as python_logging
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -77,3 +78,36 @@ def bars_on_terminals_only() -> Iterator[None]:
         yield
     finally:
         logging.enable_progress_bar()
+
+
+@contextmanager
+def without_load_report() -> Iterator[None]:
+    """Keeps transformers from telling which weights a model has and the file lacks, for callers that judge it.
+
+    If loading fails, the report is told after all, as the error speaks of it.
+    """
+    logger, reports = logging.get_logger("transformers.modeling_utils"), _Reports()
+    logger.addFilter(reports)
+    try:
+        yield
+    except Exception:
+        logger.removeFilter(reports)
+        for record in reports.kept:
+            logger.handle(record)
+        raise
+    finally:
+        logger.removeFilter(reports)
+
+
+class _Reports(python_logging.Filter):
+    """Holds back what is told about weights that were loaded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kept: list[python_logging.LogRecord] = []
+
+    def filter(self, record: python_logging.LogRecord) -> bool:
+        if "LOAD REPORT" not in record.getMessage():
+            return True
+        self.kept.append(record)
+        return False

@@ -18,8 +18,13 @@ def pick_device(requested: str) -> torch.device:
     return torch.device("cuda" if requested != "cpu" and has_gpu else "cpu")
 
 
-def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
-    """The precision that `model.dtype` asks for; `auto` takes bfloat16 where the device computes it fast.
+def pick_dtype(requested: str, device: torch.device, key: str = "model.dtype") -> torch.dtype:
+    """The precision that a setting asks for; `auto` takes bfloat16 where the device computes it fast.
+
+    Args:
+        requested: what the setting says.
+        device: where the model computes.
+        key: the setting, for errors.
 
     Raises:
         ModelError: a 16-bit type was asked for on a CPU without instructions for it. It would run, many times
@@ -30,13 +35,12 @@ def pick_dtype(requested: str, device: torch.device) -> torch.dtype:
     dtype = DTYPES[requested]
     if dtype is torch.bfloat16 and not computes_bf16(device):
         raise ModelError(
-            f"model.dtype is bfloat16, but this {device.type.upper()} has no bfloat16 instructions and would be "
-            "many times slower than in float32. Set model.dtype: auto (float32 here)."
+            f"{key} is bfloat16, but this {device.type.upper()} has no bfloat16 instructions and would be "
+            f"many times slower than in float32. Set {key}: auto (float32 here)."
         )
     if dtype is torch.float16 and device.type == "cpu":
         raise ModelError(
-            "model.dtype is float16, but CPUs have no fast float16 and it overflows in training. "
-            "Set model.dtype: auto."
+            f"{key} is float16, but CPUs have no fast float16 and it overflows in training. Set {key}: auto."
         )
     return dtype
 

@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from luthier.errors import ModelError
+from luthier.models.compat import without_load_report
 from luthier.models.load import reading_weights
 
 CLASSES: dict[str, Any] = {
@@ -79,7 +80,7 @@ def load_with_head(
     Raises:
         ModelError: transformers has no such model, it lacks weights, or it has another number of labels.
     """
-    with reading_weights(folder):
+    with reading_weights(folder), without_load_report():
         config = configure(
             AutoConfig.from_pretrained(folder, local_files_only=True), head, pad_token_id=pad_token_id
         )

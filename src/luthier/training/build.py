@@ -167,7 +167,7 @@ def build_trainer(
     )
     if isinstance(source, StepSource):
         source.dataset = data.train
-    teacher, about_teacher = build_teacher(config, next(policy.parameters()).device)
+    teacher, about_teacher = build_teacher(config, policy)
     trainer = Trainer(
         policy,
         method,

@@ -107,7 +107,8 @@ def _other_model(config: Config, name: str, policy: Policy) -> tuple[OtherModel,
     section, model, parameter = config.reference, config.model, next(policy.parameters())
     _check_same_tokens(config, name)
     device = parameter.device
-    dtype = policy.model.dtype if section.dtype == "auto" else pick_dtype(section.dtype, device)
+    auto = section.dtype == "auto"
+    dtype = policy.model.dtype if auto else pick_dtype(section.dtype, device, "reference.dtype")
     folder = resolve_model(name, revision=section.revision, offline=config.offline)
     other = load_model(folder, dtype, device)
     if model.new_tokens:

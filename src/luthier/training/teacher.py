@@ -1,14 +1,14 @@
 """The teacher of a run: whether it can teach this model, and loading it."""
 
-import torch
 from transformers import PreTrainedTokenizerFast
 
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError
 from luthier.methods.base import Method
 from luthier.models.device import pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.policy import Policy
 from luthier.models.teacher import Teacher
 from luthier.models.tripwire import choose_policy
 
@@ -59,15 +59,16 @@ def check_vocabulary(config: Config, tokenizer: PreTrainedTokenizerFast) -> None
     )
 
 
-def build_teacher(config: Config, device: torch.device) -> tuple[Teacher | None, list[str]]:
-    """The teacher in the fastest form that gives its own numbers, and notes on it; None where the config has none."""
+def build_teacher(config: Config, policy: Policy) -> tuple[Teacher | None, list[str]]:
+    """The teacher where the policy is, in the fastest form that gives its own numbers, and notes on it.
+
+    None where the config has none.
+    """
     section = config.teacher
     if section is None:
         return None, []
-    try:
-        dtype = pick_dtype(section.dtype, device)
-    except ModelError as error:
-        raise ModelError(str(error).replace("model.dtype", "teacher.dtype")) from error
+    device, auto = next(policy.parameters()).device, section.dtype == "auto"
+    dtype = policy.model.dtype if auto else pick_dtype(section.dtype, device, "teacher.dtype")
     folder = resolve_model(section.name, revision=section.revision, offline=config.offline)
     choice = choose_policy(load_model(folder, dtype, device), None, config.max_length)
     teacher = Teacher(choice.policy)

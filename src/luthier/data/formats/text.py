@@ -21,7 +21,6 @@ YIELDS = (
     "sharegpt",
     "stepwise",
     "tokenised",
-    "triple",
     "unpaired",
 )
 
