@@ -195,7 +195,7 @@ def test_a_null_that_means_something_is_kept():
 def test_short_sections_stand_on_one_line():
     lines = dump_config(config_from_dict({**BASE, "lora": {"rank": 4}})).splitlines()
     assert "lora: {rank: 4, dropout: 0.0, rslora: false, target: all, modules_to_save: []}" in lines
-    assert "method: {name: sft}" in lines
+    assert "method: {name: sft, label_smoothing: 0.0, z_loss: 0.0, token_metrics: false}" in lines
     assert "seed: 0" in lines
     assert "  path: [a.jsonl]" in lines
     assert not any("null" in line for line in lines)

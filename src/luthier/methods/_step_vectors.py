@@ -6,6 +6,7 @@ Shape suffixes: L texts of the step, M its queries, C its other texts, Q sequenc
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.data.batch import Batch
@@ -60,3 +61,8 @@ class StepVectors:
         is_own_L[own] = True
         self.mine_M = is_own_L[self.query_M]
         """Which queries are those of this batch, [M]."""
+
+    def cosines(self, size: int) -> Tensor:
+        """Cosine of every query with every other text, [M, C], of the first `size` numbers of their vectors."""
+        unit_LD = F.normalize(self.vectors_LD[:, :size], dim=-1)
+        return unit_LD[self.query_M] @ unit_LD[self.text_C].T

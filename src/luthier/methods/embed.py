@@ -67,11 +67,11 @@ class Embed(Method):
         assert scores.values is not None and scores.step is not None
         step = _step_vectors.StepVectors(scores.step, scores.values, batch)
         whole = step.vectors_LD.shape[1]
-        losses_M = step.vectors_LD.new_zeros(len(step.query_M))
-        for size in dict.fromkeys([*(self.dims or ()), whole]):
-            unit_LD = F.normalize(step.vectors_LD[:, :size], dim=-1)
-            cos_MC = unit_LD[step.query_M] @ unit_LD[step.text_C].T
-            losses_M = losses_M + F.cross_entropy(cos_MC / self.temperature, step.target_M, reduction="none")
+        cos_MC = step.cosines(whole)
+        losses_M = F.cross_entropy(cos_MC / self.temperature, step.target_M, reduction="none")
+        for size in dict.fromkeys(size for size in self.dims or () if size != whole):
+            shorter_MC = step.cosines(size) / self.temperature
+            losses_M = losses_M + F.cross_entropy(shorter_MC, step.target_M, reduction="none")
         mine_M, all_of_it = step.mine_M, losses_M.sum()
         right_M = (cos_MC.argmax(-1) == step.target_M).to(cos_MC)
         near_M = cos_MC.detach().gather(1, step.target_M[:, None])[:, 0]
