@@ -208,6 +208,7 @@ def test_the_defaults_of_options_are_written_down():
         "beta2": 0.999,
         "eps": 1e-8,
         "weight_decay": 0.0,
+        "groups": [],
     }
 
 

@@ -88,16 +88,16 @@ def _faults(
 
 
 def unknown(path: KeyPath, siblings: Iterable[str]) -> str:
-    """What to say about a key that does not exist: the nearest one beside it, or its namesake elsewhere."""
+    """What to say about a key that does not exist: its namesake elsewhere, or the nearest one beside it."""
     key = str(path[-1])
     near = nearest(key, list(siblings))
     everywhere = [*all_keys(), *_option_keys()]
     same_name = [known for known in everywhere if known.rpartition(".")[2] == key]
     meant = _ELSEWHERE.get(key.lower())
-    if near is not None:
-        meant = dotted((*path[:-1], near))
-    elif len(same_name) == 1:
+    if len(same_name) == 1:
         meant = same_name[0]
+    elif near is not None:
+        meant = dotted((*path[:-1], near))
     elif meant is None:
         by_name = {known.rpartition(".")[2]: known for known in all_keys()}
         meant = by_name.get(nearest(key, list(by_name)) or "")
