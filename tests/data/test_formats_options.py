@@ -50,7 +50,7 @@ def test_a_format_that_is_named_is_taken() -> None:
     ("options", "reason"),
     [
         ({"format": "shargpt"}, "the `format` of x is `shargpt`, which is none; did you mean `sharegpt`"),
-        ({"format": "q"}, "it must be one of alpaca, messages, "),
+        ({"format": "q"}, "it must be one of alpaca, labelled, messages, "),
         (
             {"columns": {"mesages": "x"}},
             "`columns` of x has `mesages`, which is no column of any format; did you mean",

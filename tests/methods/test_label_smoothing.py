@@ -73,7 +73,7 @@ def test_metrics_are_reported_only_where_they_are_asked_for() -> None:
         method = load_plugin(luthier.methods, "sft")(**options)
         return evaluate_loss(policy, method, [batch], Cluster(), torch.device("cpu"))
 
-    assert measured().keys() == {"loss"}
+    assert measured().keys() == {"loss", "perplexity"}
     found = measured(token_metrics=True)
     learned = [torch.tensor(r.segments[0].weights)[1:] > 0 for r in rows.examples]
     logits_NV = torch.cat([x[keep] for x, keep in zip(logits, learned, strict=True)]).detach()

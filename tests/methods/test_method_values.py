@@ -123,12 +123,25 @@ def test_the_gradient_is_the_derivative_of_the_loss(variant: tuple[str, dict[str
         return check_distribution(method)
     batch, logp_N, reference_N, step = scored(method)
     logp_N.requires_grad_()
+    if method.teacher_divergence:
+        return check_teacher(method, batch, logp_N)
     if variant[0] == "dft":
         return check_dft(method, batch, logp_N)
     if "aot" in str(variant[1].get("loss_type")):
         return check_aot(method, batch, logp_N, reference_N)
     assert torch.autograd.gradcheck(
         lambda logp: method.loss(Scores(logp, reference_N, step), batch)[0], (logp_N,), eps=1e-7, atol=1e-5
+    )
+
+
+def check_teacher(method: Any, batch: Batch, logp_N: Tensor) -> None:
+    """The same in the log-probabilities and in how far each prediction is from the teacher's."""
+    divergence_N = logp_N.detach().abs().requires_grad_()
+    assert torch.autograd.gradcheck(
+        lambda logp, far: method.loss(Scores(logp, divergence_N=far), batch)[0],
+        (logp_N, divergence_N),
+        eps=1e-7,
+        atol=1e-5,
     )
 
 

@@ -64,9 +64,9 @@ def test_strict_fails_if_anything_is_lost(source, capsys):
 
 
 def test_a_run_that_cannot_be_done_ends_with_one_and_writes_nothing(source, capsys):
-    write(source, small("axolotl") | {"process_reward_model": True})
+    write(source, small("axolotl") | {"rl": "grpo"})
     assert main(["import", "theirs.yml", "--output", "run.yaml"]) == 1
-    assert "process_reward_model: trains a reward model" in capsys.readouterr().err
+    assert "rl: learns by reinforcement" in capsys.readouterr().err
     assert not (source / "run.yaml").exists()
 
 

@@ -18,6 +18,7 @@ YIELDS = (
     "prompt_completion",
     "question_answer",
     "ranking",
+    "related",
     "sharegpt",
     "stepwise",
     "tokenised",
