@@ -1,5 +1,6 @@
 """New tokens: the old ones keep their logits, only what should be trained moves, and PEFT reads what is saved."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -291,7 +292,7 @@ def test_room_is_made_the_same_way_each_time_and_random_numbers_are_left_alone()
 
 
 def test_a_tokenizer_gets_each_token_once_and_tells_of_those_it_has() -> None:
-    tokenizer = byte_level()
+    tokenizer = deepcopy(byte_level())  # others share it
     before = len(tokenizer)
     tokens = add_tokens(tokenizer, {"<tool>": "call a tool", "a": "", "</tool>": ""})
     assert tokens.ids == {"<tool>": before, "</tool>": before + 1} and tokens.known == before
