@@ -3,7 +3,8 @@
     speed      workload A in small, in units of the machine's own matrix products measured in between:
                at least 90 % of the value kept in gate.json
     memory     peak of the process: at most 5 % over the kept value
-    faults     at most 1,000 minor page faults a step: memory is kept, not given back and asked for again
+    faults     at most 5,000 minor page faults a step: memory is kept, not given back and asked for again
+               (seen: 470 to 900; where it is given back, 27,000 and more)
     losses     fp32 losses within 1e-5 of the plain model's
     head       no tensor as large as the logits of all predictions
 
@@ -33,7 +34,7 @@ from bench.workloads import WORKLOADS, Size
 
 KEPT = Path(__file__).with_name("gate.json")
 SLOWER, LARGER = 0.90, 1.05
-MAX_FAULTS, MAX_DRIFT = 1000, 1e-5
+MAX_FAULTS, MAX_DRIFT = 5000, 1e-5
 LIMIT = 240.0
 """Seconds after which the measurement is given up; what was measured until then is judged."""
 DISTURBED = 0.25
