@@ -56,6 +56,11 @@ def test_a_good_config_is_ok_and_shows_what_would_happen(folder, capsys):
     }
 
 
+def test_a_budget_of_tokens_is_told(folder, capsys):
+    assert main(["check", "model=x/y", "data=a.jsonl", "train.max_tokens=5000000"]) == 0
+    assert "length       5,000,000 tokens; " in capsys.readouterr().out
+
+
 def test_defaults_are_told(folder, capsys):
     assert main(["check", "model=x/y", "data=a.jsonl", "train.steps=9", "schedule.warmup_steps=3"]) == 0
     out = capsys.readouterr().out

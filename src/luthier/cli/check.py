@@ -72,9 +72,6 @@ def describe(config: Config) -> list[tuple[str, str]]:
         if schedule.warmup_steps is not None
         else f"{_warmup(config):.3g} of all steps"
     )
-    length = (
-        f"{train.steps} steps" if train.steps else f"{train.epochs:g} epoch{'s' if train.epochs != 1 else ''}"
-    )
     return [
         ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
         ("method", _named(config.method.name, config.method.options)),
@@ -87,12 +84,21 @@ def describe(config: Config) -> list[tuple[str, str]]:
         ("schedule", f"{schedule.name}, warm-up {warmup}"),
         (
             "length",
-            f"{length}; {train.tokens_per_step:,} tokens a step in micro-batches of {train.micro_tokens:,}",
+            f"{_length(config)}; {train.tokens_per_step:,} tokens a step in micro-batches of {train.micro_tokens:,}",
         ),
         ("evaluation", _evaluation(config)),
         ("checkpoints", _checkpoints(config)),
         ("results in", _folder(config)),
     ]
+
+
+def _length(config: Config) -> str:
+    train = config.train
+    if train.max_tokens:
+        return f"{train.max_tokens:,} tokens"
+    return (
+        f"{train.steps} steps" if train.steps else f"{train.epochs:g} epoch{'s' if train.epochs != 1 else ''}"
+    )
 
 
 def _data(config: Config) -> str:
