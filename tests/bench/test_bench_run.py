@@ -67,6 +67,9 @@ def test_the_gate_measures(specification: dict[str, Any]) -> None:
     first, second = gate_worker.speeds({**spec, "seconds": 60.0})
     assert (first["attempts"], second["attempts"]) == (1, 2)
     assert second["efficiency"] >= first["efficiency"]  # the best so far is told
+    enough = {**spec, "seconds": 60.0, "wanted": 0.0}
+    assert len(list(gate_worker.speeds({**enough, "most_faults": 10**9}))) == 1
+    assert len(list(gate_worker.speeds({**enough, "most_faults": -1}))) == 2  # fast, but memory was asked for
 
 
 def test_the_gate_sees_every_tensor() -> None:
