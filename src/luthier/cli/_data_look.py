@@ -80,7 +80,7 @@ def _template(look: "Look", summary: "Summary") -> list[tuple[str, str]]:
     template = look.template
     if template is None or look.tokenizer is None or not summary.kinds.keys() - {"text", "tokens", "pieces"}:
         return []
-    from luthier.training.build import template_notes
+    from luthier.training.template import template_notes
 
     facts = [("an answer is asked for with", repr(template.generation_prompt))]
     ends = (

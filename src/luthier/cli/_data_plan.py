@@ -59,8 +59,8 @@ def look(config: "Config") -> Look:
     from luthier.config.plugins import load_plugin
     from luthier.data.pipeline import Plan
     from luthier.data.registries import expand_registries
-    from luthier.training.build import build_template
     from luthier.training.rows import recipe_of
+    from luthier.training.template import build_template
 
     sets, notes = expand_registries(config.data.all_sets)
     tokenizer = template = recipe = None

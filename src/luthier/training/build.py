@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -10,90 +9,32 @@ from typing import Any
 import numpy as np
 import torch
 from pydantic import ValidationError
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 import luthier.methods
 import luthier.optim
-from luthier.allocator import keep_pages
 from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
-from luthier.data.batch import Example
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import StepSource
 from luthier.data.stream import StreamSource
-from luthier.errors import ConfigError, DataError
-from luthier.evaluate.answers import question_of
-from luthier.kernels import native
+from luthier.errors import ConfigError
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import plan_activations
-from luthier.models.device import pick_device, pick_dtype
-from luthier.models.fused.check import fuse_checked
-from luthier.models.load import load_model, load_tokenizer, resolve_model
-from luthier.models.lora import LoraReport, apply_lora
-from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
-from luthier.models.regional import compile_layers
-from luthier.models.tripwire import choose_policy
-from luthier.models.value_head import Head
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
-from luthier.training.examine import asks
-from luthier.training.heads import check_head, load_head_model, modules_to_train, policy_maker
+from luthier.training.heads import check_head
 from luthier.training.layout import cost_of, layout_of
 from luthier.training.loop import Trainer
+from luthier.training.model import build_policy
 from luthier.training.reference import build_reference, check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 from luthier.training.teacher import build_teacher, check_teacher, check_vocabulary
 from luthier.training.weights import NewRowsFirst, rules_of
 
 CPU_MICRO_TOKENS = 2048
-
-
-def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[ChatTemplate | None, str]:
-    """The model's own chat template, or the one that `data.template` names; without one the reason why.
-
-    A model without a chat template can learn from plain text.
-    """
-    source = None
-    if config.data.template is not None:
-        try:
-            source = Path(config.data.template).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(f"data.template {config.data.template} cannot be read: {error}") from error
-        tokenizer.chat_template = source  # so that it is saved with what is trained
-    try:
-        now = None if config.data.date is None else datetime.fromisoformat(config.data.date)
-        return ChatTemplate(tokenizer, None, config.data.template_args, now), ""
-    except DataError as error:
-        if source is not None:
-            raise
-        return None, str(error)
-
-
-def template_notes(
-    template: ChatTemplate | None, first: Example, tokenizer: PreTrainedTokenizerFast
-) -> list[str]:
-    """What a person should know about the template.
-
-    Templates of reasoning models write an empty block of thoughts into answers without any, but not into the
-    prompt for a new answer unless they are told to; the model would then be asked in other words than it learned.
-    """
-    if template is None or not asks(first):
-        return []
-    notes = []
-    if not template.closes_turns:
-        notes.append(
-            "the chat template ends answers without a token of their own, so when to stop is not learned"
-        )
-    prompt = question_of(first, tokenizer).prompt
-    if not prompt.rstrip().endswith(template.generation_prompt.rstrip()):
-        notes.append(
-            f"note: rows are learned after {prompt[-60:]!r}, but a new answer is asked for with "
-            f"{template.generation_prompt!r}. To make them equal, give the template the variable that closes the "
-            "gap, such as data.template_args.enable_thinking=false."
-        )
-    return notes
 
 
 def build_data(
@@ -144,7 +85,7 @@ def build_trainer(
     if config.train.threads:
         _set_threads(config.train.threads)
     method = build_method(config)
-    policy, tokens, notes = _build_policy(config, cluster, method.head(data.labels), data)
+    policy, tokens, notes = build_policy(config, cluster, method.head(data.labels), data)
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -233,51 +174,6 @@ def _source(
     )
 
 
-def _build_policy(
-    config: Config, cluster: Cluster, head: Head | None, data: Data
-) -> tuple[Policy, NewTokens, list[str]]:
-    """The model with its adapters in the fastest form that gives its own numbers, new tokens, how it came out."""
-    device = pick_device(config.model.device)
-    if device.type == "cuda":
-        device = torch.device("cuda", cluster.local_rank)
-    else:
-        native.build_ahead()
-        if config.memory.keep_pages:
-            keep_pages()
-    dtype = pick_dtype(config.model.dtype, device)
-    if dtype is torch.float16:
-        raise ConfigError(
-            "model.dtype is float16, whose small range loses small gradients in training. "
-            "Set model.dtype: auto, bfloat16 or float32."
-        )
-    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
-    if head is None:
-        model = load_model(folder, dtype, device)
-    else:
-        model = load_head_model(config, head, data.train, folder, dtype, device)
-    tokens = _place_tokens(config, model)
-    choice = choose_policy(
-        model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
-    )
-    policy = choice.policy
-    notes = [tokens.note()] if config.model.new_tokens else []
-    notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(_adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
-    if config.model.fused:
-        _, line = fuse_checked(policy)
-        notes.append(line)
-    if config.model.compile:
-        notes.append(compile_layers(policy.model))
-    if device.type == "cpu" and (why := native.reason()):
-        notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
-    num_all = sum(p.numel() for p in policy.parameters())
-    num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
-    notes.append(
-        f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
-    )
-    return policy, tokens, notes
-
-
 def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:
     """Tokens in one forward and backward pass: an even share of a step's, with room for the longest row.
 
@@ -333,40 +229,6 @@ def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
         return load_plugin(package, name)(**options)
     except ValidationError as error:  # what a plugin checks itself: options that do not go together
         raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
-
-
-def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
-    """Gives the model rows for new tokens, as many as its tokenizer gets."""
-    tokens = NewTokens({}, {}, {}, 0)
-    if config.model.new_tokens:
-        name, revision = config.model.name, config.model.revision
-        tokenizer = load_tokenizer(name, revision=revision, offline=config.offline)
-        tokens = add_tokens(tokenizer, config.model.new_tokens)
-        place_tokens(model, tokens)
-    return tokens
-
-
-def _adapt(config: Config, model: torch.nn.Module, tokens: list[int], besides: list[str]) -> str:
-    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which."""
-    lora = config.lora
-    if lora is None:
-        model.requires_grad_(True)
-        return "full fine-tuning"
-    report: LoraReport = apply_lora(
-        model,  # pyright: ignore[reportArgumentType]
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        rslora=lora.rslora,
-        target=lora.target,
-        modules_to_save=[*lora.modules_to_save, *besides],
-        tokens=tokens,
-        train_tokens=config.model.train_new_tokens,
-        generator=torch.Generator().manual_seed(config.seed % 2**63),
-    )
-    stacked = sum(p.dim() > 2 for p in model.parameters())
-    kept = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
-    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{kept}"
 
 
 def _schedule(config: Config, total_steps: int) -> Schedule:

@@ -37,9 +37,7 @@ from luthier.training.build import (
     Say,
     build_data,
     build_method,
-    build_template,
     build_trainer,
-    template_notes,
 )
 from luthier.training.checkpoint import check_seen, load_checkpoint, load_weights, saved_steps
 from luthier.training.examine import Examiner
@@ -58,6 +56,7 @@ from luthier.training.resume import (
 from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 from luthier.training.start import find_start, settled, start_from
+from luthier.training.template import build_template, template_notes
 
 
 @dataclass(frozen=True)

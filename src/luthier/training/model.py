@@ -1,0 +1,100 @@
+"""The model of a run, with head, new tokens and adapters, in the fastest form that gives its own numbers."""
+
+import torch
+from transformers import PreTrainedModel
+
+from luthier.allocator import keep_pages
+from luthier.config.tree import Config
+from luthier.errors import ConfigError
+from luthier.kernels import native
+from luthier.models.device import pick_device, pick_dtype
+from luthier.models.fused.check import fuse_checked
+from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.lora import LoraReport, apply_lora
+from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
+from luthier.models.policy import Policy
+from luthier.models.regional import compile_layers
+from luthier.models.tripwire import choose_policy
+from luthier.models.value_head import Head
+from luthier.parallel.cluster import Cluster
+from luthier.training.heads import load_head_model, modules_to_train, policy_maker
+from luthier.training.rows import Data
+
+
+def build_policy(
+    config: Config, cluster: Cluster, head: Head | None, data: Data
+) -> tuple[Policy, NewTokens, list[str]]:
+    """The model with its adapters in the fastest form that gives its own numbers, new tokens, how it came out."""
+    device = pick_device(config.model.device)
+    if device.type == "cuda":
+        device = torch.device("cuda", cluster.local_rank)
+    else:
+        native.build_ahead()
+        if config.memory.keep_pages:
+            keep_pages()
+    dtype = pick_dtype(config.model.dtype, device)
+    if dtype is torch.float16:
+        raise ConfigError(
+            "model.dtype is float16, whose small range loses small gradients in training. "
+            "Set model.dtype: auto, bfloat16 or float32."
+        )
+    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    if head is None:
+        model = load_model(folder, dtype, device)
+    else:
+        model = load_head_model(config, head, data.train, folder, dtype, device)
+    tokens = _place_tokens(config, model)
+    choice = choose_policy(
+        model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
+    )
+    policy = choice.policy
+    notes = [tokens.note()] if config.model.new_tokens else []
+    notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
+    notes.append(_adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
+    if config.model.fused:
+        _, line = fuse_checked(policy)
+        notes.append(line)
+    if config.model.compile:
+        notes.append(compile_layers(policy.model))
+    if device.type == "cpu" and (why := native.reason()):
+        notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
+    num_all = sum(p.numel() for p in policy.parameters())
+    num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
+    notes.append(
+        f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
+    )
+    return policy, tokens, notes
+
+
+def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
+    """Gives the model rows for new tokens, as many as its tokenizer gets."""
+    tokens = NewTokens({}, {}, {}, 0)
+    if config.model.new_tokens:
+        name, revision = config.model.name, config.model.revision
+        tokenizer = load_tokenizer(name, revision=revision, offline=config.offline)
+        tokens = add_tokens(tokenizer, config.model.new_tokens)
+        place_tokens(model, tokens)
+    return tokens
+
+
+def _adapt(config: Config, model: torch.nn.Module, tokens: list[int], besides: list[str]) -> str:
+    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which."""
+    lora = config.lora
+    if lora is None:
+        model.requires_grad_(True)
+        return "full fine-tuning"
+    report: LoraReport = apply_lora(
+        model,  # pyright: ignore[reportArgumentType]
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        rslora=lora.rslora,
+        target=lora.target,
+        modules_to_save=[*lora.modules_to_save, *besides],
+        tokens=tokens,
+        train_tokens=config.model.train_new_tokens,
+        generator=torch.Generator().manual_seed(config.seed % 2**63),
+    )
+    stacked = sum(p.dim() > 2 for p in model.parameters())
+    kept = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
+    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{kept}"
