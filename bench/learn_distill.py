@@ -89,7 +89,8 @@ def held_out_loss(config: dict[str, Any]) -> float:
     from luthier.evaluate.loss import evaluate_loss
     from luthier.models.load import load_tokenizer
     from luthier.parallel.cluster import Cluster
-    from luthier.training.build import build_data, build_template, build_trainer
+    from luthier.training.build import build_data, build_trainer
+    from luthier.training.template import build_template
 
     checked, cluster = luthier.check(config), Cluster()
     tokenizer = load_tokenizer(checked.model.name)

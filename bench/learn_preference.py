@@ -1,6 +1,6 @@
 """Does preference training learn what is preferred, and nothing where there is nothing to learn?
 
-    python -m bench.learn_preference [NAME ...] [--steps 24]
+    python -m bench.learn_preference [NAME ...] [--steps 16]
 
 A small real model learns a preference whose right answer is known: of two answers to a question the one that begins
 with "Gladly". Everything else in the answers is drawn alike for both, and held-out questions are about other things
@@ -11,7 +11,6 @@ and KTO demos of ../shared/data, which show only that such rows go through.
 """
 
 import argparse
-import json
 import math
 import random
 import sys
@@ -25,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
+from bench.held_out import SHARED, put_to, trained, write_rows
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 THINGS = """bridges candles cheese clocks clouds coffee comets deserts dictionaries drums engines ferns fire forests
 glass gravity hammers honey ice islands kites lakes lanterns lemons magnets maps mirrors moss music olives owls paper
 pepper pianos planets poems rain rivers roads rockets rope salt sand shadows ships silk snow soap stars steel storms
@@ -58,12 +57,6 @@ def pairs(things: Sequence[str], number: int, seed: int, *, coin: bool = False) 
         yield {"prompt": draw.choice(ASKED).format(thing), "chosen": chosen, "rejected": rejected}
 
 
-def write(path: Path, rows: Iterator[dict[str, str]]) -> str:
-    """One row a line; returns the path."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    return str(path)
-
-
 class Studio:
     """Where the runs lie, and what all of them have alike."""
 
@@ -72,10 +65,10 @@ class Studio:
         old, new = THINGS[HELD_OUT_THINGS:], THINGS[:HELD_OUT_THINGS]
         self.files: dict[bool, tuple[str, str]] = {}
         for coin in (False, True):
-            train = write(folder / f"train-{coin}.jsonl", pairs(old, rows, 1, coin=coin))
+            train = write_rows(folder / f"train-{coin}.jsonl", pairs(old, rows, 1, coin=coin))
             self.files[coin] = (
                 train,
-                write(folder / f"held-out-{coin}.jsonl", pairs(new, held_out, 2, coin=coin)),
+                write_rows(folder / f"held-out-{coin}.jsonl", pairs(new, held_out, 2, coin=coin)),
             )
 
     def config(self, name: str, method: str, data: Any, steps: int, **sections: Any) -> dict[str, Any]:
@@ -83,7 +76,7 @@ class Studio:
         return {
             "model": self.model,
             "method": method,
-            "data": {"path": data, "max_length": 512, "max_drop_fraction": 1.0, "cache": False},
+            "data": {"path": data, "max_length": 256, "max_drop_fraction": 1.0, "cache": False},
             "lora": {"rank": 16},
             "optim": {"lr": self.lr},
             "schedule": {"name": "constant", "warmup_steps": 2},
@@ -99,48 +92,19 @@ class Studio:
         steps = self.steps if lr is None else 3
         config = self.config(name, method, train, steps, optim={"lr": self.lr if lr is None else lr})
         told = trained(config)
-        return {"method": method, **told, "held_out": self.judged(name, config, held_out)}
+        return {"method": method, **told, "held_out": self.judged(config, held_out)}
 
     def demo(self, name: str, method: str, set_name: str) -> dict[str, Any]:
         """A few steps on real rows."""
-        data = f"{SHARED / 'dataset_info.json'}#{set_name}"
-        train = {"steps": max(2, self.steps // 5), "tokens_per_step": 2048, "tokens_per_micro_batch": 1024}
-        return {"method": method, **trained(self.config(name, method, data, 0, train=train))}
-
-    def judged(self, name: str, config: dict[str, Any], held_out: str) -> dict[str, float]:
-        """DPO's metrics of a trained model on pairs, with the model as it was before as reference."""
-        import luthier
-        from luthier.data.loader import in_order
-        from luthier.evaluate.loss import evaluate_loss
-        from luthier.parallel.cluster import Cluster
-        from luthier.runs.folder import RunFolder
-        from luthier.training.build import build_data, build_template, build_trainer, load_tokenizer
-        from luthier.training.checkpoint import load_weights
-
-        own = {**config, "method": "dpo", "data": {**config["data"], "path": held_out}}
-        checked = luthier.check(own)
-        tokenizer, cluster = load_tokenizer(checked.model.name), Cluster()
-        template = build_template(checked, tokenizer)
-        data = build_data(checked, tokenizer, template, cluster, lambda line: None, self.folder / "tokens")
-        trainer, data, _ = build_trainer(checked, data, cluster, lambda line: None)
-        folder = RunFolder(self.folder / "runs" / name)
-        load_weights(trainer.policy.model, folder.checkpoint(folder.saved_steps()[-1]))
-        batches = in_order(data.train, trainer.source.micro_tokens)
-        learner = trainer.learner
-        return evaluate_loss(
-            trainer.policy, trainer.method, batches, cluster, trainer.device, learner.reference
+        config = self.config(
+            name, method, f"{SHARED / 'dataset_info.json'}#{set_name}", max(2, self.steps // 4)
         )
+        config["data"]["max_length"] = 1024  # a row has to fit into a micro-batch
+        return {"method": method, **trained(config)}
 
-
-def trained(config: dict[str, Any]) -> dict[str, Any]:
-    """Runs it; the metrics of each step, without those of time."""
-    import luthier
-    from luthier.runs.metrics import read_metrics
-
-    folder = luthier.train(config, say=lambda line: None).folder
-    rows = [row for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "train"]
-    left = ("kind", "time", "tokens_per_second", "lr")
-    return {"steps": [{n: v for n, v in row.items() if n not in left} for row in rows]}
+    def judged(self, config: dict[str, Any], rows: str) -> dict[str, float]:
+        """DPO's metrics of a trained model on pairs, with the model as it was before as reference."""
+        return put_to({**config, "method": "dpo"}, rows, self.folder / "tokens").judge()
 
 
 def experiments(
@@ -209,9 +173,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "names", nargs="*", help="dpo, kto, dpo-shuffled, dpo-zero, dpo-demo ...; all if none"
     )
     parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--steps", type=int, default=24)
-    parser.add_argument("--rows", type=int, default=512, help="pairs to learn from")
-    parser.add_argument("--held-out", type=int, default=96, help="pairs to judge")
+    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--rows", type=int, default=256, help="pairs to learn from")
+    parser.add_argument("--held-out", type=int, default=64, help="pairs to judge")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
     known = parser.parse_args(arguments)
