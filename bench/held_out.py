@@ -63,7 +63,9 @@ def put_to(config: dict[str, Any], rows: str, scratch: Path, *, learned: bool = 
     from luthier.training.checkpoint import load_weights
     from luthier.training.template import build_template
 
-    checked = luthier.check({**config, "data": {**config["data"], "path": rows}})
+    checked = luthier.check(
+        {**config, "data": {k: v for k, v in config["data"].items() if k != "eval_path"} | {"path": rows}}
+    )
     tokenizer, cluster = load_tokenizer(checked.model.name), Cluster()
     template = build_template(checked, tokenizer)
     data = build_data(checked, tokenizer, template, cluster, lambda line: None, scratch)

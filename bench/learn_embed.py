@@ -43,14 +43,13 @@ def retrieval(model: HeldOut) -> dict[str, float]:
     """How well each query finds its own text among all of them."""
     import torch
 
-    from luthier.methods import _sequences
-
     found = []
     with torch.no_grad():
         model.trainer.policy.eval()
         for batch in model.batches():
-            values = model.trainer.policy(batch.to(model.trainer.device)).cpu()
-            found.append(torch.stack(_sequences.pairs(torch.nn.functional.normalize(values, dim=-1))))
+            values_QD = model.trainer.policy(batch.to(model.trainer.device)).cpu()
+            unit_QD = torch.nn.functional.normalize(values_QD, dim=-1)
+            found.append(torch.stack([unit_QD[0::2], unit_QD[1::2]]))  # a query, then its text
     query_MD, text_MD = torch.cat(found, 1)
     cosine_MM = query_MD @ text_MD.T
     # ties count against the query
