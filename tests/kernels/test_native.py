@@ -62,6 +62,21 @@ def test_builds_once_and_keeps_it_for_this_user_alone(tmp_path: Path, sources: P
     assert [path.name for path in folder.iterdir()] == [first.library.path.name]  # no leftovers
 
 
+def test_a_umask_that_lets_the_group_write_does_not_make_it_build_again(
+    tmp_path: Path, sources: Path
+) -> None:
+    before = os.umask(0o002)  # as where every user has a group of the same name
+    try:
+        made = native.build(tmp_path / "cache", sources=sources).library
+        assert made is not None
+        written = made.path.stat()
+        again = native.build(tmp_path / "cache", sources=sources).library
+    finally:
+        os.umask(before)
+    assert written.st_mode & 0o777 == 0o700
+    assert again is not None and again.path.stat().st_mtime_ns == written.st_mtime_ns
+
+
 def test_a_folder_open_to_others_is_closed(tmp_path: Path, sources: Path) -> None:
     (folder := tmp_path / "cache").mkdir()
     folder.chmod(0o777)
