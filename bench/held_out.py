@@ -63,14 +63,13 @@ def put_to(config: dict[str, Any], rows: str, scratch: Path, *, learned: bool = 
     from luthier.training.checkpoint import load_weights
     from luthier.training.template import build_template
 
-    checked = luthier.check(
-        {**config, "data": {k: v for k, v in config["data"].items() if k != "eval_path"} | {"path": rows}}
-    )
+    data = {key: value for key, value in config["data"].items() if key != "eval_path"} | {"path": rows}
+    checked = luthier.check({**config, "data": data, "eval": {"samples": 0}})
     tokenizer, cluster = load_tokenizer(checked.model.name), Cluster()
     template = build_template(checked, tokenizer)
-    data = build_data(checked, tokenizer, template, cluster, lambda line: None, scratch)
-    trainer, data, _ = build_trainer(checked, data, cluster, lambda line: None)
+    prepared = build_data(checked, tokenizer, template, cluster, lambda line: None, scratch)
+    trainer, prepared, _ = build_trainer(checked, prepared, cluster, lambda line: None)
     if learned:
         folder = RunFolder(Path(config["run"]["root"]) / config["run"]["name"])
         load_weights(trainer.policy.model, folder.checkpoint(folder.saved_steps()[-1]))
-    return HeldOut(trainer, data.train)
+    return HeldOut(trainer, prepared.train)
