@@ -27,6 +27,7 @@ from luthier.runs.metrics import read_metrics
 
 RESULTS = Path(__file__).with_name("results")
 SECONDS_TO_START = 60.0
+SECONDS_BETWEEN_REPORTS = 15.0
 GROWTH = 1.15
 """Memory in the last third of the steps, over that in the first third after the start."""
 WORDS = "red green blue one two three small large cat dog bird house river stone".split()  # noqa: SIM905
@@ -44,12 +45,12 @@ def write_chats(file: Path, rows: int) -> None:
 
 
 def write_tokens(file: Path, rows: int) -> None:
-    """Rows of a few token ids, no two alike."""
+    """Rows of 4 to 7 token ids, no two alike."""
     draw = random.Random(1)
     with file.open("w") as stream:
         for row in range(rows):
-            ids = [row % 251, row // 251 % 251, row // 63001, *draw.choices(range(251), k=draw.randint(2, 8))]
-            stream.write(json.dumps({"input_ids": ids}) + "\n")
+            ids = [row % 251, row // 251 % 251, row // 63001, *draw.randbytes(4)[: 1 + row * 7919 % 4]]
+            stream.write(f'{{"input_ids": {ids}}}\n')
 
 
 def save_model(folder: Path) -> Path:
@@ -75,7 +76,15 @@ def save_model(folder: Path) -> Path:
     return folder
 
 
-def write_config(folder: Path, name: str, file: Path, **train: Any) -> Path:
+def write_config(
+    folder: Path,
+    name: str,
+    file: Path,
+    *,
+    train: dict[str, Any] | None = None,
+    data: dict[str, Any] | None = None,
+    save_every: int = 20,
+) -> Path:
     """A run over the file as a stream."""
     values = {
         "model": {"name": str(folder / "model"), "device": "cpu", "dtype": "float32"},
@@ -85,10 +94,11 @@ def write_config(folder: Path, name: str, file: Path, **train: Any) -> Path:
             "cache": False,
             "share_prefixes": False,
             "max_length": 256,
+            **(data or {}),
         },
-        "train": {"tokens_per_step": 65536, "tokens_per_micro_batch": 8192, **train},
+        "train": {"tokens_per_step": 65536, "tokens_per_micro_batch": 8192, **(train or {})},
         "eval": {"samples": 0},
-        "checkpoint": {"every": 20},
+        "checkpoint": {"every": save_every},
         "run": {"name": name, "root": str(folder / "runs")},
     }
     path = folder / f"{name}.yaml"
@@ -103,10 +113,12 @@ def start_run(config: Path, *flags: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
 
 
-def steps_done(run: Path) -> int:
-    """Steps in the run's metrics so far."""
+def steps_done(run: Path, since: float = 0.0) -> int:
+    """The last step in the run's metrics that was written since a moment."""
     file = run / "metrics.jsonl"
-    return sum(b'"train"' in line for line in file.open("rb")) if file.exists() else 0
+    lines = file.read_bytes().splitlines(keepends=True) if file.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+    return max((row["step"] for row in rows if row["kind"] == "train" and row["time"] >= since), default=0)
 
 
 def memory_of(pid: int) -> int:
@@ -116,16 +128,27 @@ def memory_of(pid: int) -> int:
 
 
 def watch(process: subprocess.Popen[bytes], run: Path) -> Iterator[int]:
-    """The number of steps done, a few times a second, until the process ends."""
+    """The last step that the process has done, a few times a second, until it ends; said now and then."""
+    told = began = time.monotonic()
+    since = time.time()
     while process.poll() is None:
-        yield steps_done(run)
+        done = steps_done(run, since)
+        yield done
+        if time.monotonic() - told >= SECONDS_BETWEEN_REPORTS:
+            told = time.monotonic()
+            say(f"{run.name}: {done} steps, {told - began:.0f} s since it was started")
         time.sleep(0.2)
+
+
+def say(line: str) -> None:
+    """Progress, for whoever waits."""
+    print(line, file=sys.stderr, flush=True)
 
 
 def measure_start(folder: Path, rows: int, steps: int) -> dict[str, Any]:
     """Seconds until the first step, and memory over the steps after it."""
     write_chats(folder / "chats.jsonl", rows)
-    config = write_config(folder, "start", folder / "chats.jsonl", epochs=1)
+    config = write_config(folder, "start", folder / "chats.jsonl", train={"epochs": 1})
     began, seconds, held = time.monotonic(), 0.0, list[int]()
     process = start_run(config)
     for done in watch(process, folder / "runs" / "start"):
@@ -144,34 +167,57 @@ def measure_start(folder: Path, rows: int, steps: int) -> dict[str, Any]:
 
 
 def measure_kill(folder: Path, rows: int, seed: int) -> dict[str, Any]:
-    """Whether a run that is killed at three random steps has the losses of one that was not."""
+    """Whether a run that is killed at three random moments has the losses of one that was not."""
     write_tokens(folder / "tokens.jsonl", rows)
+    say(f"{rows} rows are written")
+    # One process prepares rows while the other learns; a few dozen large steps, so that time goes to the rows.
+    micro = max(256, min(8192, rows // 200))
+    train = {"tokens_per_step": 32 * micro, "tokens_per_micro_batch": micro}
+    data = {"workers": 1, "window_rows": min(16384, max(1000, rows // 40))}
+
+    def config(name: str) -> Path:
+        return write_config(folder, name, folder / "tokens.jsonl", train=train, data=data, save_every=3)
+
     began = time.monotonic()
-    assert start_run(write_config(folder, "straight", folder / "tokens.jsonl")).wait() == 0
+    run_to_the_end(config("straight"), folder / "runs" / "straight")
     losses = losses_of(folder / "runs" / "straight")
     seconds = time.monotonic() - began
-    config = write_config(folder, "killed", folder / "tokens.jsonl")
-    moments = sorted(random.Random(seed).sample(range(1, len(losses)), 3))
+    killed, draw = folder / "runs" / "killed", random.Random(seed)
+    moments = sorted(draw.sample(range(1, len(losses) - 1), 3))
+    began, reached = time.monotonic(), list[int]()
     for number, moment in enumerate(moments):
-        process = start_run(config, *(["--resume"] if number else []))
-        for done in watch(process, folder / "runs" / "killed"):
+        process = start_run(config("killed"), *(["--resume"] if number else []))
+        for done in watch(process, killed):
             if done >= moment:
+                time.sleep(draw.random())  # anywhere in a step, in a save, or between
                 process.kill()
-        process.wait()
-    assert start_run(config, "--resume").wait() == 0
-    ledger = json.loads((folder / "runs" / "killed" / "ledger.json").read_text())["train"]
-    same = losses_of(folder / "runs" / "killed") == losses
-    facts = {
-        "steps": len(losses),
-        "killed_after_steps": moments,
-        "seconds_of_straight_run": round(seconds, 1),
-    }
+        if process.wait() != -signal.SIGKILL:
+            raise RuntimeError(f"the run ended before it was killed; see {killed.name}.log")
+        reached.append(steps_done(killed))
+        say(f"killed after {reached[-1]} of {len(losses)} steps")
+    run_to_the_end(config("killed"), killed, "--resume")
+    ledger = json.loads((killed / "ledger.json").read_text())["train"]
+    same = losses_of(killed) == losses
     return {
         "rows": rows,
         "rows_in_ledger": ledger["read"],
-        **facts,
+        "bytes": (folder / "tokens.jsonl").stat().st_size,
+        "steps": len(losses),
+        "killed_after_steps": reached,
+        "same_losses": same,
+        "seconds_of_straight_run": round(seconds, 1),
+        "seconds_of_killed_run": round(time.monotonic() - began, 1),
         "reached": same and ledger["read"] == rows,
     }
+
+
+def run_to_the_end(config: Path, run: Path, *flags: str) -> None:
+    """A run that nothing happens to."""
+    process = start_run(config, *flags)
+    for _ in watch(process, run):
+        pass
+    if process.returncode:
+        raise RuntimeError(f"the run failed:\n{config.with_suffix('.log').read_text()[-2000:]}")
 
 
 def losses_of(run: Path) -> list[tuple[int, float]]:
