@@ -37,6 +37,8 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"alpha": 1.0, "beta": 1.0},
         {"alpha": 0.5, "beta": 0.4, "temperature": 2.0},
     ],
+    "gkd": [{"lmbda": 0.0, "beta": 0.0}],
+    "uld": [{"weight": 0.5, "top_k": 8, "temperature": 1.5}],
     "kto": [
         {"loss_type": "apo_zero_unpaired"},
         {"desirable_weight": 1.3, "undesirable_weight": 0.6},

@@ -11,14 +11,16 @@ import luthier.methods
 from head_models import LABELS, tiny_policy
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Batch, Example
+from luthier.kernels.divergence import Measure
 from luthier.methods.base import Method
+from luthier.models.cross_teacher import CrossTeacher
 from luthier.models.policy import Policy
 from luthier.models.teacher import Teacher
 from luthier.models.value_head import Head
 from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.learner import Learner
-from training_parts import make_teacher, rows_for
+from training_parts import rows_for, teacher_for
 
 Variant = tuple[str, dict[str, Any]]
 Step = tuple[dict[str, float], list[Tensor]]
@@ -38,10 +40,14 @@ def _policy_of(rank: int, head: Head | None) -> tuple[Policy, list[Tensor]]:
     return policy, [p.detach() + 0.05 * torch.randn(p.shape, generator=generator) for p in trained]
 
 
-@cache
-def teacher_of(rank: int) -> Teacher:
+def teacher_of(rank: int, variant: Variant = ("distill", {})) -> Teacher | CrossTeacher:
     """A teacher for each rank, all alike."""
-    return make_teacher()
+    return _teacher_of(rank, method_of(variant).teacher_divergence)
+
+
+@cache
+def _teacher_of(rank: int, measure: Measure | None) -> Teacher | CrossTeacher:
+    return teacher_for(measure)
 
 
 def method_of(variant: Variant) -> Method:
@@ -63,7 +69,7 @@ def step_of(
     trained = [p for p in policy.parameters() if p.requires_grad]
     gradients = Gradients(trained)
     learner = Learner(policy, method, gradients, torch.device("cpu"), cluster)
-    learner.scorer.teacher = teacher_of(cluster.rank) if method.teacher_divergence else None
+    learner.scorer.teacher = teacher_of(cluster.rank, variant) if method.teacher_divergence else None
     start = [parameter.data for parameter in trained]
     try:
         for parameter, weight in zip(trained, elsewhere if moved else start, strict=True):

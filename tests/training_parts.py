@@ -13,13 +13,18 @@ from head_models import LABELS, tiny_policy
 from luthier.config.plugins import load_plugin
 from luthier.data.batch import Example, Segment
 from luthier.data.loader import StepSource
+from luthier.data.other_tokens import OtherTokens, Reading
+from luthier.kernels.divergence import Measure, SortedDistance
 from luthier.methods.base import Method
+from luthier.models.cross_teacher import CrossTeacher
 from luthier.models.teacher import Teacher
 from luthier.models.tripwire import choose_policy
 from luthier.optim.adamw import AdamW
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
+from luthier.rollout.native import NativeGenerator
 from luthier.training.loop import Trainer
+from luthier.training.own_answers import OwnAnswers
 from method_rows import judged_rows
 from scored_rows import READS, scored_rows
 from tiny_models import VOCAB, tiny_llama
@@ -65,10 +70,28 @@ def rows_for(reads: str, num_rows: int = 24, seed: int = 0) -> Rows:
     return Rows(judged_rows(reads, num_rows, seed))
 
 
+class SameTokens(OtherTokens):
+    """A teacher's tokenizer that is the student's."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, ids: Sequence[int]) -> Reading:
+        return Reading(np.array(ids, np.int32), np.arange(len(ids)))
+
+
 def make_teacher() -> Teacher:
     """A larger tiny model to learn from. Leaves the global generator as it is."""
     with torch.random.fork_rng():
         return Teacher(choose_policy(tiny_llama(seed=3, hidden_size=48)).policy)
+
+
+def teacher_for(measure: Measure | None) -> Teacher | CrossTeacher:
+    """The same as a method wants it that measures so."""
+    teacher = make_teacher()
+    if not isinstance(measure, SortedDistance):
+        return teacher
+    return CrossTeacher(teacher.policy, SameTokens(), min(measure.k, VOCAB), measure.temperature)
 
 
 def make_trainer(
@@ -107,7 +130,10 @@ def make_trainer(
         policy, chosen, source, built, Schedule("cosine", steps, 2), cluster, max_grad_norm=max_grad_norm
     )
     if chosen.teacher_divergence is not None:
-        trainer.learner.scorer.teacher = make_teacher()
+        trainer.learner.scorer.teacher = teacher_for(chosen.teacher_divergence)
+    if chosen.sampling is not None:
+        generator = NativeGenerator(policy.model, eos_token_ids=[2])
+        trainer.learner.before_step = OwnAnswers(generator, chosen.sampling, source, seed=0)
     return trainer
 
 

@@ -17,7 +17,9 @@ STEPS = 3
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+    folder = tmp_path_factory.mktemp("tiny")
+    save_tiny_model(folder / "teacher", tied=False)
+    return save_tiny_model(folder / "model")
 
 
 def test_every_method_has_an_example() -> None:
@@ -27,10 +29,11 @@ def test_every_method_has_an_example() -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def test_the_example_trains(name: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(FOLDER)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     threads = torch.get_num_threads()
     overrides = [f"model.name={model}", f"train.steps={STEPS}", f"run.root={tmp_path}", "run.name=tried"]
     if "\nteacher:" in Path(f"{name}.yaml").read_text():
-        overrides.append(f"teacher.name={model}")
+        overrides.append(f"teacher.name={model.parent / 'teacher'}")
     try:
         torch.set_num_threads(1)
         result = luthier.train(f"{name}.yaml", [*overrides, "data.cache=false"], say=lambda line: None)

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from luthier.errors import ConfigError
 from luthier.evaluate.scoring import Scorer
 from luthier.kernels import divergence
 from luthier.kernels.divergence import Divergence
+from luthier.methods.base import Scores
 from luthier.methods.distill import Distill
+from luthier.methods.gkd import Gkd
 from luthier.models.policy import Layout, Policy
 from luthier.models.teacher import Teacher
 from luthier.models.tripwire import choose_policy
@@ -159,4 +162,9 @@ def test_values_and_gradients_are_trls() -> None:
         loss = values.sum() / len(values)
         loss.backward()
         assert loss.item() == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-7)
+        if temperature == 1:  # as `gkd` takes it, over a step that has as many predictions
+            method, batch = Gkd(beta=beta), collate(chat_rows(1, longest=5).examples * len(values))
+            batch = replace(batch, weight_N=torch.ones(len(values)))
+            total, _ = method.loss(Scores(values.detach(), divergence_N=values.detach()), batch)
+            assert float(total) / method.count(batch) == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-7)
         torch.testing.assert_close(mine.grad, torch.tensor(theirs["gradient"]), rtol=1e-4, atol=1e-7)

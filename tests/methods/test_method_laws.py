@@ -56,7 +56,10 @@ def test_three_ranks_one_of_them_idle_take_the_same_step_as_one(variant: Variant
     rows = rows_of(variant)
     shares = [[collate(rows[:1]), collate(rows[1:3])], [], [collate(rows[3:])]]
     for rank in range(3):
-        policy_of(rank, variant), teacher_of(rank)  # drawn from the global generator, so not by threads
+        (
+            policy_of(rank, variant),
+            teacher_of(rank, variant),
+        )  # drawn from the global generator, so not by threads
     whole = step_of(variant, [collate(rows)])
     for found in on_ranks(3, lambda cluster: step_of(variant, shares[cluster.rank], cluster)):
         check_same(found, whole)

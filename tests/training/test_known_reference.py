@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from luthier.data import cache
 from luthier.data.known import WithGiven, survey
 from luthier.data.loader import StepSource
 from luthier.models.lora import apply_lora
@@ -16,7 +17,8 @@ from luthier.models.reference import GIVEN, Known
 from luthier.models.tripwire import choose_policy
 from luthier.models.weights_key import weights_key
 from luthier.parallel.cluster import Cluster
-from luthier.training.known_reference import KnownReference
+from luthier.training.asked import ReferenceLogprobs
+from luthier.training.known_values import KnownValues
 from method_rows import judged_rows
 from tiny_models import tiny_llama
 from training_parts import Rows, chat_rows, make_trainer, rows_for, trained_weights
@@ -31,7 +33,7 @@ def policy_of(rank: int | None = None, seed: int = 1) -> Policy:
 
 def known_of(policy: Policy, rows: Any, folder: Path, said: list[str] | None = None) -> WithGiven:
     say: Callable[[str], None] = (said if said is not None else []).append
-    return KnownReference(policy, Cluster(), say, folder)(rows)
+    return KnownValues(ReferenceLogprobs(policy), Cluster(), say, folder)(rows)
 
 
 @pytest.mark.parametrize("variant", [("dpo", {}), ("dpo", {"loss_type": "aot"}), ("kto", {})], ids=str)
@@ -74,15 +76,16 @@ def collated(rows: Any, index: int) -> Any:
 
 def test_numbers_that_do_not_agree_are_not_believed(tmp_path: Path) -> None:
     rows, said = Rows(judged_rows("pair", 8)), list[str]()
-    truth = known_of(policy_of(), rows, tmp_path).values
+    truth = np.array(known_of(policy_of(), rows, tmp_path).values)
     (entry,) = tmp_path.iterdir()
     wrong = truth.copy()
     wrong[-1] += 0.01
-    maker = KnownReference(policy_of(), Cluster(), said.append, tmp_path)
+    maker = KnownValues(ReferenceLogprobs(policy_of()), Cluster(), said.append, tmp_path)
     import shutil
 
     shutil.rmtree(entry)
-    maker._keep(wrong, entry)  # whole, under the right name, and wrong
+    with cache.new_entry(entry, {}) as made:  # whole, under the right name, and wrong
+        np.save(made / "values.npy", wrong)
     found = maker(rows)
     assert np.array_equal(found.values, truth) and any("not believed" in line for line in said)
     assert np.array_equal(known_of(policy_of(), rows, tmp_path, said).values, truth)
@@ -91,7 +94,7 @@ def test_numbers_that_do_not_agree_are_not_believed(tmp_path: Path) -> None:
 
 def test_a_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
     rows, said = Rows(judged_rows("pair", 8)), list[str]()
-    truth = known_of(policy_of(), rows, tmp_path).values
+    truth = np.array(known_of(policy_of(), rows, tmp_path).values)
     (entry,) = tmp_path.iterdir()
     content = (entry / "values.npy").read_bytes()
     (entry / "values.npy").write_bytes(content[:-4])
@@ -100,23 +103,23 @@ def test_a_file_that_was_cut_short_is_made_anew(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_pass_goes_on_where_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.training.known_reference.PACK_TOKENS", 32)
-    monkeypatch.setattr("luthier.training.known_reference.LEAST_PACKS", 2)
+    monkeypatch.setattr("luthier.training.known_values.PACK_TOKENS", 32)
+    monkeypatch.setattr("luthier.training.known_values.LEAST_PACKS", 2)
     rows, whole = (
         Rows(judged_rows("pair", 40)),
         known_of(policy_of(), Rows(judged_rows("pair", 40)), tmp_path / "whole"),
     )
-    made = KnownReference._values
+    made = KnownValues._values
     calls, said = list[int](), list[str]()
 
-    def stop_at_four(self: KnownReference, dataset: Any, packs: Any) -> Any:
+    def stop_at_four(self: KnownValues, dataset: Any, packs: Any) -> Any:
         calls.append(len(packs))
         if len(calls) == 4:
             raise KeyboardInterrupt
         return made(self, dataset, packs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(KnownReference, "_values", stop_at_four)
+        patch.setattr(KnownValues, "_values", stop_at_four)
         with pytest.raises(KeyboardInterrupt):
             known_of(policy_of(), rows, tmp_path / "stopped")
         first = len(calls)

@@ -13,8 +13,9 @@ from luthier.errors import ConfigError
 from luthier.models.reference import Synchronised
 from luthier.parallel.cluster import Cluster
 from luthier.runs.folder import RunFolder
+from luthier.training.asked import ReferenceLogprobs
 from luthier.training.checkpoint import load_checkpoint, save_checkpoint
-from luthier.training.known_reference import KnownReference
+from luthier.training.known_values import KnownValues
 from luthier.training.loop import Trainer
 from method_rows import judged_rows
 from method_steps import policy_of
@@ -133,21 +134,26 @@ def test_a_reference_that_moves_resumes_exactly(lora: bool, alpha: float, tmp_pa
 
 
 def test_ranks_share_the_work_and_know_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("luthier.training.known_reference.PACK_TOKENS", 32)
-    monkeypatch.setattr("luthier.training.known_reference.LEAST_PACKS", 1)
+    monkeypatch.setattr("luthier.training.known_values.PACK_TOKENS", 32)
+    monkeypatch.setattr("luthier.training.known_values.LEAST_PACKS", 1)
     rows = Rows(judged_rows("pair", 20))
     for rank in range(3):
         policy_of(rank)
 
     def work(cluster: Cluster) -> Any:
         said: list[str] = []
-        maker = KnownReference(
-            policy_of(cluster.rank)[0], cluster, said.append, tmp_path / f"disk{cluster.rank}"
+        maker = KnownValues(
+            ReferenceLogprobs(policy_of(cluster.rank)[0]),
+            cluster,
+            said.append,
+            tmp_path / f"disk{cluster.rank}",
         )
         first, again = maker(rows), maker(rows)
         return first.values.tolist(), again.values.tolist(), said
 
-    alone = KnownReference(policy_of(0)[0], Cluster(), lambda line: None, tmp_path / "alone")(rows)
+    alone = KnownValues(ReferenceLogprobs(policy_of(0)[0]), Cluster(), lambda line: None, tmp_path / "alone")(
+        rows
+    )
     for first, again, said in on_ranks(3, work):
         assert first == again == alone.values.tolist() and "taken from disk" in said[-1]
     assert not (tmp_path / "disk1").exists()

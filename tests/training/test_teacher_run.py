@@ -13,7 +13,7 @@ from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.models.policy import Policy
 from luthier.runs.metrics import read_metrics
-from luthier.training.teacher import build_teacher
+from luthier.training.second_model import load_second
 from tiny_models import tiny_llama
 from tiny_runs import tiny_config
 
@@ -94,6 +94,8 @@ def test_a_teacher_is_as_precise_as_the_model_unless_it_says_otherwise(tmp_path:
     for changes, dtype in (({}, torch.float64), ({"dtype": "float32"}, torch.float32)):
         section = {"name": str(tmp_path / "teacher"), **changes}
         config = distilling(tmp_path, "dtypes", teacher=section)
-        teacher, notes = build_teacher(config, policy)
-        assert teacher is not None and teacher.policy.model.dtype is dtype
-        assert any(str(dtype).split(".")[1] in note for note in notes)
+        assert config.teacher is not None
+        other, notes = load_second(config, policy, "teacher", section["name"], config.teacher, grown=False)
+        assert other.model.dtype is dtype
+        assert not other.training and not any(p.requires_grad for p in other.parameters())
+        assert all(note.startswith("teacher: ") for note in notes)

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from luthier.config.section import Section, Text
+from luthier.config.section import Positive, Section, Text
 
 
 class TeacherSection(Section):
@@ -16,3 +16,7 @@ class TeacherSection(Section):
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Precision of its weights, which are never trained. `auto`: that of the model that is trained."""
+
+    top_k: Positive | None = None
+    """Ask it once, before training, for its so many likeliest tokens of each prediction, such as 64, and keep them on
+    disk; then it takes no memory in training. Absent: it is asked in each step for its whole distribution."""

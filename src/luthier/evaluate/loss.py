@@ -13,9 +13,9 @@ import torch
 from luthier.data.batch import Batch
 from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method, Scores
+from luthier.models.cross_teacher import AnyTeacher
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
-from luthier.models.teacher import Teacher
 from luthier.parallel.cluster import Cluster
 
 
@@ -27,7 +27,7 @@ def evaluate_loss(
     cluster: Cluster,
     device: torch.device,
     reference: Reference | None = None,
-    teacher: Teacher | None = None,
+    teacher: AnyTeacher | None = None,
 ) -> dict[str, float]:
     """Mean loss and metrics per unit over all ranks' batches, with dropout off. A method that looks ahead sees them
     all as one step.

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
-from luthier.kernels.teacher import TeacherHead, TeacherLogits
+from luthier.kernels.teacher import Teacher as Taught
 from luthier.methods.base import Method, Scores
+from luthier.models.cross_teacher import AnyTeacher
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.policy import Policy
 from luthier.models.reference import Reference
-from luthier.models.teacher import Teacher
 from luthier.parallel.cluster import Cluster
 
 
@@ -30,7 +30,7 @@ class Scorer:
         method: Method,
         reference: Reference | None,
         cluster: Cluster,
-        teacher: Teacher | None = None,
+        teacher: AnyTeacher | None = None,
     ):
         assert reference is not None or not method.needs_reference, "the method compares with a reference"
         self.policy, self.method, self.cluster = policy, method, cluster
@@ -64,7 +64,7 @@ class Scorer:
         loss, logp_N = self.policy.linear_loss(batch, coefficient_N)
         return loss, Scores(logp_N)
 
-    def _taught(self, batch: Batch) -> TeacherHead | TeacherLogits:
+    def _taught(self, batch: Batch) -> Taught:
         assert self.teacher is not None, "the method learns from a teacher"
         return self.teacher(batch)
 

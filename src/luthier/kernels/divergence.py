@@ -64,6 +64,39 @@ class Divergence:
         return mixed.clamp(min=torch.finfo(p.dtype).tiny).log()
 
 
+@dataclass(frozen=True)
+class SortedDistance:
+    """How far two distributions over *different* outcomes are apart: each sorted, the likeliest first, and compared
+    place by place (universal logit distillation, arXiv:2402.12030).
+
+        Σ_i |p_(i) - q_(i)|
+
+    This is the Wasserstein-1 distance when every outcome costs the same to move to. The first `k` of each are compared
+    one by one, all others together: a lower bound, and exact where no distribution has more than k outcomes. A line
+    of the teacher that says nothing (no probability at all) is at distance 0.
+
+    Args:
+        k: how many.
+        temperature: divides the logits of both.
+    """
+
+    k: int = 256
+    temperature: float = 1.0
+
+    def values(self, teacher_RV: Tensor, student_RV: Tensor) -> Tensor:
+        """The distance of each row, [R], from log-probabilities in order, differentiable in both."""
+        p, q = teacher_RV.exp(), student_RV.exp()
+        return torch.where(p.detach().sum(-1) > 0.5, (p - q).abs().sum(-1), 0.0)
+
+    def elasticities(self, teacher_RV: Tensor, student_RV: Tensor) -> Tensor:
+        """q_v · dD/dq_v, [R, V]; where the teacher says nothing it is q_v, which no softmax can tell from 0."""
+        q = student_RV.exp()
+        return q * torch.sign(q - teacher_RV.exp())
+
+
+Measure = Divergence | SortedDistance
+
+
 def log_softmax(shaped_RV: Tensor, temperature: float) -> Tensor:
     """Log-probabilities of shaped logits at a temperature, none below `LOWEST`."""
     return torch.log_softmax(shaped_RV / temperature, -1).clamp(min=LOWEST)

@@ -7,7 +7,7 @@ A chunk of predictions at a time: both logits are formed, compared (`divergence.
 forms them again; `linear_loss` forms the gradient in the forward pass, for losses Σ c_n · logp_n + d_n · div_n with c
 and d known beforehand. Only the student gets gradients.
 
-A teacher is known in one of three ways:
+A teacher is known in one of four ways:
 
 - `TeacherHead`: its hidden states and head, the usual case.
 - `TeacherLogits`: all its logits, of models with a head of their own making.
@@ -15,6 +15,8 @@ A teacher is known in one of three ways:
   more*. That is a true divergence of the coarser distributions: 0 only where these agree, never more than the full
   one, and the full one for k = V. Scaling the k tokens to a sum of 1 instead would leave the student free to put any
   mass on the others.
+- `SortedTokens`: how likely its likeliest tokens are, but not which, of a teacher with another vocabulary. They are
+  compared with the student's likeliest in the same order (`SortedDistance`).
 
 Vocabularies of different lengths (padded differently) are compared over what both have.
 
@@ -31,7 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels import divergence
-from luthier.kernels.divergence import LOWEST, Divergence
+from luthier.kernels.divergence import LOWEST, Divergence, Measure, SortedDistance
 from luthier.kernels.head import Gradients, chunk_memory, chunk_rows, chunks, raw_logits, wide
 from luthier.kernels.softmax_gradient import LogitShape
 
@@ -88,8 +90,26 @@ class TopTokens:
     ids_NK: Tensor
     logp_NK1: Tensor
 
+    def ids(self, student_RV: Tensor, rows: slice) -> Tensor:
+        """The tokens that those of the teacher are compared with, [R, K]: the same ones."""
+        return self.ids_NK[rows]
 
-Teacher = TeacherHead | TeacherLogits | TopTokens
+
+@dataclass(frozen=True)
+class SortedTokens:
+    """Log-probabilities of a teacher's likeliest tokens, in order, and of all others together, [N, K1].
+
+    A prediction that the teacher does not make has a line of `LOWEST`.
+    """
+
+    logp_NK1: Tensor
+
+    def ids(self, student_RV: Tensor, rows: slice) -> Tensor:
+        """The tokens that those of the teacher are compared with, [R, K]: the student's likeliest, in order."""
+        return student_RV.detach().topk(self.logp_NK1.shape[1] - 1, dim=-1).indices
+
+
+Teacher = TeacherHead | TeacherLogits | TopTokens | SortedTokens
 
 
 def reference(
@@ -98,7 +118,7 @@ def reference(
     bias_V: Tensor | None,
     target_N: Tensor,
     teacher: Teacher,
-    measure: Divergence,
+    measure: Measure,
     shape: LogitShape,
 ) -> tuple[Tensor, Tensor]:
     """The definition: all logits at once."""
@@ -109,17 +129,17 @@ def of_logits(
     logits_NV: Tensor,
     target_N: Tensor,
     teacher: Teacher,
-    measure: Divergence,
+    measure: Measure,
     shape: LogitShape | None = None,
 ) -> tuple[Tensor, Tensor]:
     """logp and div, [N] each, from all logits of the student; for models that give nothing else."""
     shaped_NV = (shape or PLAIN)(logits_NV)
     logp_N = torch.log_softmax(shaped_NV, -1).gather(1, target_N[:, None])[:, 0]
-    if isinstance(teacher, TopTokens):
-        student_NK1 = divergence.bucketed(
-            torch.log_softmax(shaped_NV / measure.temperature, -1), teacher.ids_NK
-        )
+    if isinstance(teacher, TopTokens | SortedTokens):
+        student_NV = torch.log_softmax(shaped_NV / measure.temperature, -1)
+        student_NK1 = divergence.bucketed(student_NV, teacher.ids(student_NV, slice(0, len(target_N))))
         return logp_N, measure.values(teacher.logp_NK1.to(student_NK1), student_NK1)
+    assert isinstance(measure, Divergence), "only what is sorted is compared in order"
     size = min(teacher.vocabulary, shaped_NV.shape[1])
     teacher_NV = teacher.shape(teacher.logits(slice(0, len(target_N)), []))
     return logp_N, divergence.reference(teacher_NV[:, :size], shaped_NV[:, :size], measure)
@@ -131,7 +151,7 @@ def token_divergence(
     bias_V: Tensor | None,
     target_N: Tensor,
     teacher: Teacher,
-    measure: Divergence,
+    measure: Measure,
     shape: LogitShape | None = None,
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -147,7 +167,7 @@ def linear_loss(
     bias_V: Tensor | None,
     target_N: Tensor,
     teacher: Teacher,
-    measure: Divergence,
+    measure: Measure,
     coefficient_N: Tensor,
     of_divergence_N: Tensor,
     shape: LogitShape | None = None,
@@ -165,17 +185,19 @@ class _Work:
 
     target_N: Tensor
     teacher: Teacher
-    measure: Divergence
+    measure: Measure
     shape: LogitShape
     chunk: int
 
     def chunks(
         self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Each chunk's rows, and the raw logits of student and teacher (none of a teacher known by `TopTokens`)."""
+        """Each chunk's rows, and the raw logits of student and teacher (none of a teacher that is known)."""
         memory_CV, theirs = chunk_memory(hidden_ND, weight_VD, self.chunk), []
         for rows in chunks(len(self.target_N), self.chunk):
-            teacher_CV = None if isinstance(self.teacher, TopTokens) else self.teacher.logits(rows, theirs)
+            teacher_CV = None
+            if not isinstance(self.teacher, TopTokens | SortedTokens):
+                teacher_CV = self.teacher.logits(rows, theirs)
             yield rows, raw_logits(hidden_ND[rows], weight_VD, bias_V, memory_CV), teacher_CV
 
     def blocks(
@@ -213,8 +235,8 @@ class _Block:
         self.is_plain = size == raw_BV.shape[1] and work.measure.temperature == 1
         self._normalise(self.shaped_BV, 0)
         self.student_BV = self._log_softmax(self.shaped_BV[:, :size], 1)
-        if isinstance(work.teacher, TopTokens):
-            self.ids_BK = work.teacher.ids_NK[rows]
+        if isinstance(work.teacher, TopTokens | SortedTokens):
+            self.ids_BK = work.teacher.ids(self.student_BV, rows)
             self.outcomes = divergence.bucketed(self.student_BV, self.ids_BK)
             self.teacher = work.teacher.logp_NK1[rows].to(self.outcomes)
         else:
@@ -335,7 +357,10 @@ def cases() -> list[dict[str, Any]]:
         top = TopTokens(
             ids_NK, divergence.bucketed(divergence.log_softmax(normal(5, 11), temperature), ids_NK)
         )
-        for teacher in (head, longer, shorter, top):
+        ordered_NK1 = divergence.log_softmax(normal(5, 7), temperature).sort(descending=True).values
+        ordered_NK1[2] = LOWEST
+        for teacher in (head, longer, shorter, top, SortedTokens(ordered_NK1)):
+            apart = SortedDistance(6, temperature) if isinstance(teacher, SortedTokens) else None
             made.append(
                 {
                     "hidden_ND": normal(5, 4),
@@ -343,7 +368,7 @@ def cases() -> list[dict[str, Any]]:
                     "bias_V": normal(11) if teacher is not longer else None,
                     "target_N": torch.tensor([0, 10, 3, 3, 7]),
                     "teacher": teacher,
-                    "measure": Divergence(beta, temperature),
+                    "measure": apart or Divergence(beta, temperature),
                     "shape": LogitShape(0.5, 3.0) if teacher is head or teacher is top else LogitShape(),
                     "chunk": 2,
                 }

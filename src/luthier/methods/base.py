@@ -17,7 +17,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.data.content import Kind
-from luthier.kernels.divergence import Divergence
+from luthier.kernels.divergence import Measure
 from luthier.kernels.token_statistics import Statistic
 from luthier.models.value_head import Head
 
@@ -45,6 +45,24 @@ class Scores:
     """What `needs_distribution` names, [N] each in fp32, by name."""
     divergence_N: Tensor | None = None
     """How far each prediction's distribution is from the teacher's, in fp32; only for a method that has one."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Answers that the model that is trained writes itself before a step, in the place of those of its rows.
+
+    A row's prompt is all that stands before the last thing it teaches. Whether a step is such a one, and every token
+    that is drawn, follow from seed, step and row alone: there is no random state, and ranks agree.
+    """
+
+    fraction: float = 1.0
+    """Share of the steps; in the others the rows are learned as they are."""
+    num_samples: int = 1
+    """Answers to each prompt, each a sequence of the row."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 128
+    """Longest answer; shorter where a micro-batch has no room for the prompt and all its answers."""
 
 
 class Method:
@@ -89,8 +107,20 @@ class Method:
         return ()
 
     @property
-    def teacher_divergence(self) -> Divergence | None:
-        """How the loss measures the distance from a teacher (`teacher` in the config); None: it has no teacher."""
+    def teacher_divergence(self) -> Measure | None:
+        """How the loss measures the distance from a teacher (`teacher` in the config); None: it has no teacher.
+
+        With a `SortedDistance` the teacher may have another vocabulary: it reads the same text in its own tokens.
+        """
+        return None
+
+    @property
+    def sampling(self) -> Sampling | None:
+        """Which answers the model writes itself before a step; None: it learns those of the rows.
+
+        The batches that the method is given then hold prompt and own answers, each token of these with weight 1, and
+        the columns of the row. Held-out rows keep the answers of the data.
+        """
         return None
 
     @property

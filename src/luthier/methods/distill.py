@@ -10,13 +10,14 @@ the size of its gradient when T changes). p: teacher, q: student, m = beta p + (
     0 < beta < 1    beta KL(p ‖ m) + (1 - beta) KL(q ‖ m); as small as 1 - beta or beta near the ends
 
 The teacher is named by `teacher: NAME` beside `method`. It reads the student's tokens, so both need the same
-vocabulary. It stays in memory and costs a forward pass a step; logits of neither are ever held at once.
+vocabulary. It stays in memory and costs a forward pass a step, or is asked once for its likeliest tokens, which are
+kept on disk (`teacher: {name: NAME, top_k: 64}`); D_n is then a lower bound. Logits of neither are ever held at once.
 
 When: a larger model of the same family does the task, and a smaller one is to. Watch divergence (0: the student is
 the teacher) and nll_loss on held-out rows beside that of `sft`.
 
-Defaults: forward KL with a tenth of the plain loss, at temperature 1. The answers come from the data; TRL's GKD draws
-some, its Distillation all of them from the student, with beta 0.5 and 1.
+Defaults: forward KL with a tenth of the plain loss, at temperature 1. The answers come from the data; `gkd` draws some
+from the student, as TRL's GKD does; TRL's Distillation draws all of them, with beta 1.
 """
 
 from typing import Annotated, ClassVar

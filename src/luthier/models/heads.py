@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.kernels import teacher as teachers
-from luthier.kernels.divergence import Divergence
+from luthier.kernels.divergence import Measure
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
 from luthier.kernels.teacher import Teacher
 from luthier.kernels.token_statistics import Statistic, token_statistics
@@ -59,7 +59,7 @@ class OutputHead:
         return linear_loss(*self.inputs(hidden_ND), target_N, coefficient_N, self.shape)
 
     def divergence(
-        self, hidden_ND: Tensor, target_N: Tensor, teacher: Teacher, measure: Divergence
+        self, hidden_ND: Tensor, target_N: Tensor, teacher: Teacher, measure: Measure
     ) -> tuple[Tensor, Tensor]:
         """Log-probability of each target and divergence from the teacher, [N] each; any loss may follow."""
         return teachers.token_divergence(*self.inputs(hidden_ND), target_N, teacher, measure, self.shape)
@@ -69,7 +69,7 @@ class OutputHead:
         hidden_ND: Tensor,
         target_N: Tensor,
         teacher: Teacher,
-        measure: Divergence,
+        measure: Measure,
         coefficient_N: Tensor,
         of_divergence_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from luthier.data.batch import Batch
 from luthier.kernels import teacher as teachers
 from luthier.kernels.attention import Forest
-from luthier.kernels.divergence import Divergence
+from luthier.kernels.divergence import Measure
 from luthier.kernels.logprob import LogitShape
 from luthier.kernels.teacher import Teacher, TeacherHead, TeacherLogits
 from luthier.kernels.token_statistics import Statistic, of_logits
@@ -80,7 +80,7 @@ class Policy(nn.Module):
             return (coefficient_N * logp_N).sum(), logp_N.detach()
         return self.head.linear_loss(self._hidden(batch), batch.target_N, coefficient_N)
 
-    def divergence(self, batch: Batch, teacher: Teacher, measure: Divergence) -> tuple[Tensor, Tensor]:
+    def divergence(self, batch: Batch, teacher: Teacher, measure: Measure) -> tuple[Tensor, Tensor]:
         """Log-probability of every prediction and its divergence from the teacher, [N] each, in fp32."""
         if self.layout == "plain":
             return teachers.of_logits(self._plain_logits(batch), batch.target_N, teacher, measure)
@@ -90,7 +90,7 @@ class Policy(nn.Module):
         self,
         batch: Batch,
         teacher: Teacher,
-        measure: Divergence,
+        measure: Measure,
         coefficient_N: Tensor,
         of_divergence_N: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:

@@ -4,7 +4,7 @@
   is kept: for an adapter a few megabytes, for full fine-tuning a second copy of the weights.
 - `Synchronised`: the same, but now and then it moves to where the policy is.
 - `OtherModel`: a second model.
-- `Known`: what one of these said of each row, made once before training and kept (training/known_reference.py).
+- `Known`: what one of these said of each row, made once before training and kept (training/known_values.py).
 
 An own start puts its weights into the places of the live ones and takes them out again. It therefore runs the very
 code of the policy, fused layers included: before the first update both say the same, bit for bit. With an adapter

@@ -79,12 +79,15 @@ class NativeGenerator:
         settings: SamplingSettings,
         *,
         numbers: Sequence[int] | None = None,
+        limits: Sequence[int] | None = None,
         progress: Progress | None = None,
     ) -> list[list[Completion]]:
         """Answers to each prompt, in order: [prompt][sample].
 
         `numbers` are the prompts' numbers in the random draws, their places in the list if absent: with them
-        a prompt gets the same answer whatever list it is in. `progress` is told (answers done, all answers).
+        a prompt gets the same answer whatever list it is in. `limits` has the most tokens that an answer
+        to each prompt may have, where that is fewer than `max_new_tokens`. `progress` is told (answers done, all
+        answers).
 
         Raises:
             DataError: a prompt is empty or fills the model's context.
@@ -94,7 +97,7 @@ class NativeGenerator:
         if not prompts:
             return []
         reader = self._reader(settings) if settings.stop else None
-        plan = Plan.of(prompts, numbers, settings, self.max_positions)
+        plan = Plan.of(prompts, numbers, settings, self.max_positions, limits)
         rows = plan.rows(reader)
         done = 0
         with self._ready():

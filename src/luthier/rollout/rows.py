@@ -87,10 +87,13 @@ class Plan:
         numbers: Sequence[int] | None,
         settings: SamplingSettings,
         max_positions: int | None,
+        most: Sequence[int] | None = None,
     ) -> "Plan":
-        """The plan for these prompts. Raises DataError where one cannot be answered."""
+        """The plan for these prompts; `most` bounds the answers to each. Raises DataError where there can be none."""
         assert numbers is None or len(numbers) == len(prompts)
         limits = [_limit(place, len(prompt), settings, max_positions) for place, prompt in enumerate(prompts)]
+        if most is not None:
+            limits = list(map(min, limits, most))
         return cls(
             prompts=[list(prompt) for prompt in prompts],
             numbers=list(range(len(prompts)) if numbers is None else numbers),

@@ -25,13 +25,15 @@ from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
+from luthier.training.companions import build_companions
 from luthier.training.heads import check_head
 from luthier.training.layout import cost_of, layout_of
 from luthier.training.loop import Trainer
 from luthier.training.model import build_policy
-from luthier.training.reference import build_reference, check_reference
+from luthier.training.own_answers import build_own_answers
+from luthier.training.reference import check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
-from luthier.training.teacher import build_teacher, check_teacher, check_vocabulary
+from luthier.training.teacher import check_teacher, check_vocabulary
 from luthier.training.weights import NewRowsFirst, rules_of
 
 CPU_MICRO_TOKENS = 2048
@@ -52,7 +54,7 @@ def build_data(
         scratch: a folder of the run for tokens that are not kept.
     """
     method = build_method(config)
-    check_vocabulary(config, tokenizer)
+    check_vocabulary(config, method, tokenizer)
     recipe = recipe_of(config, tokenizer, *template)
     options = replace(recipe.options, labels=method.classes, joined=method.reads == "relevance")
     recipe = replace(recipe, options=options)
@@ -97,18 +99,11 @@ def build_trainer(
     source = _source(config, data, policy, cluster, micro_tokens, layout.sharing)
     total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
     often = isinstance(source, StepSource) and total_steps > source.steps_per_epoch
-    reference, data, told = build_reference(
-        config,
-        policy,
-        method,
-        data,
-        often=often,
-        cluster=cluster,
-        say=say if cluster.is_main else _say_nothing,
-    )
+    tell = say if cluster.is_main else _say_nothing
+    beside = build_companions(config, policy, method, data, often=often, cluster=cluster, say=tell)
+    data = beside.data
     if isinstance(source, StepSource):
         source.dataset = data.train
-    teacher, about_teacher = build_teacher(config, policy)
     trainer = Trainer(
         policy,
         method,
@@ -120,13 +115,15 @@ def build_trainer(
         cluster,
         max_grad_norm=config.train.max_grad_norm,
         max_tokens=config.train.max_tokens,
-        reference=reference,
+        reference=beside.reference,
     )
-    trainer.learner.scorer.teacher = teacher
+    trainer.learner.scorer.teacher = beside.teacher
+    own_answers, told = build_own_answers(config, method, policy, source)
+    trainer.learner.before_step = own_answers or trainer.learner.before_step
     if steps := config.train.new_token_steps:
         trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
-    _plan(config, trainer, say if cluster.is_main else _say_nothing)
-    return trainer, data, notes + told + about_teacher
+    _plan(config, trainer, tell)
+    return trainer, data, notes + beside.notes + told
 
 
 def _arranged(config: Config, method: Method, data: Data) -> Data:

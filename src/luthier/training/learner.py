@@ -18,6 +18,8 @@ from luthier.optim.gradients import Gradients
 from luthier.parallel.cluster import Cluster
 from luthier.training.graphs import MicroBatches
 
+BeforeStep = Callable[[int, list[Batch]], list[Batch]]
+
 
 class Learner:
     """What a step learns from its micro-batches.
@@ -45,6 +47,8 @@ class Learner:
         self.activations = ActivationPlanner(
             [], HostGauge()
         )  # keeps everything until it is told of the layers
+        self.before_step: BeforeStep = _as_they_are
+        """Makes what a step learns from of this rank's rows; told how many steps were before."""
         self.before_update: Callable[[], None] = lambda: None
         """Called once all micro-batches of a step have added to the gradients of this rank."""
         self.micro_batches = MicroBatches(self._learn, device)
@@ -118,3 +122,8 @@ class Learner:
         """Forgets what a pass that ran out of memory has left behind."""
         self.micro_batches.replays.clear()
         self._clear()
+
+
+def _as_they_are(step: int, micro_batches: list[Batch]) -> list[Batch]:
+    """Most methods learn the rows of the data."""
+    return micro_batches

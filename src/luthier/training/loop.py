@@ -1,8 +1,7 @@
 """The training loop. Every method, every model and every cluster goes through it.
 
-One step: count the units that the step's micro-batches hold on all ranks together, then run each one forward
-and backward with its summed loss divided by that count. The gradient is that of the mean over the whole step,
-however it was cut into micro-batches and ranks.
+One step: count the units that its micro-batches hold on all ranks together, then run each forward and backward with its
+summed loss divided by that count. So the gradient is that of the mean over the whole step, however that was cut.
 """
 
 import math
@@ -80,6 +79,7 @@ class Trainer:
     def step(self, micro_batches: list[Batch]) -> Report:
         """One optimizer step over this rank's micro-batches."""
         start = time.perf_counter()
+        micro_batches = self.learner.before_step(self.progress.step, micro_batches)
         units, tokens = self._count(micro_batches)
         totals_M = self.learner(micro_batches, units, self.progress.step)
         self.gradients.collect(self.cluster.sum)

@@ -6,17 +6,15 @@ from luthier.config.reference_section import ReferenceSection
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.methods.base import Method
-from luthier.models.device import pick_dtype
-from luthier.models.fused.check import fuse_checked
-from luthier.models.load import load_model, load_tokenizer, resolve_model
-from luthier.models.new_tokens import add_tokens, place_tokens
+from luthier.models.load import load_tokenizer
 from luthier.models.policy import Policy
 from luthier.models.reference import Known, OtherModel, OwnStart, Reference, Synchronised
-from luthier.models.tripwire import choose_policy
 from luthier.parallel.cluster import Cluster
 from luthier.places import cache_folder
-from luthier.training.known_reference import KnownReference
+from luthier.training.asked import ReferenceLogprobs
+from luthier.training.known_values import KnownValues
 from luthier.training.rows import Data, Say
+from luthier.training.second_model import load_second
 
 LARGE_BYTES = 1 << 28
 """A copy of the weights that takes more than that is told."""
@@ -63,9 +61,8 @@ def build_reference(
     other = None
     if name is not None:
         other, notes = _other_model(config, name, policy)
-    make = KnownReference(
-        other.policy if other is not None else policy, cluster, say, cache_folder("reference")
-    )
+    asked = ReferenceLogprobs(other.policy if other is not None else policy)
+    make = KnownValues(asked, cluster, say, cache_folder("reference"))
     held_out = make(data.held_out) if data.held_out is not None else None
     return Known(), replace(data, train=make(data.train), held_out=held_out), notes
 
@@ -103,23 +100,10 @@ def _memory(reference: Reference) -> str:
 
 
 def _other_model(config: Config, name: str, policy: Policy) -> tuple[OtherModel, list[str]]:
-    """The model that `reference.name` names, where the policy is and in the form that gives its own numbers."""
-    section, model, parameter = config.reference, config.model, next(policy.parameters())
+    """The model that `reference.name` names."""
     _check_same_tokens(config, name)
-    device = parameter.device
-    auto = section.dtype == "auto"
-    dtype = policy.model.dtype if auto else pick_dtype(section.dtype, device, "reference.dtype")
-    folder = resolve_model(name, revision=section.revision, offline=config.offline)
-    other = load_model(folder, dtype, device)
-    if model.new_tokens:
-        tokenizer = load_tokenizer(name, revision=section.revision, offline=config.offline)
-        place_tokens(other, add_tokens(tokenizer, model.new_tokens))
-    choice = choose_policy(other, model.packing, config.max_length)
-    notes = [f"reference: {reason}; taking {choice.policy.layout}" for reason in choice.reasons]
-    if model.fused:
-        notes.append(f"reference: {fuse_checked(choice.policy)[1]}")
-    reference = OtherModel(choice.policy)
-    return reference, [f"the reference is {name} in {str(dtype).split('.')[1]}", *notes]
+    other, notes = load_second(config, policy, "reference", name, config.reference, grown=True)
+    return OtherModel(other), [f"the reference is {name} in {str(other.model.dtype).split('.')[1]}", *notes]
 
 
 def _check_same_tokens(config: Config, name: str) -> None:
