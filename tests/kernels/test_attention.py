@@ -199,7 +199,7 @@ def test_long_bf16_documents_go_through_matrix_units_where_there_are_some(
     forest = Forest((0, 300, 320, 350), (-1, 0, -1))
     rule, inputs = AttentionRule(0.3), _inputs(forest, torch.bfloat16)
     native_result = _value_and_gradients(forest_attention, inputs, forest, rule, None)
-    monkeypatch.setattr(attention, "_has_matrix_units", lambda: True)
+    monkeypatch.setattr(attention.processor, "has_matrix_units", lambda: True)
     monkeypatch.setattr(
         attention.attention_native, "forward", lambda *_: pytest.fail("not by matrix products")
     )

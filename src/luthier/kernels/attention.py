@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from luthier.kernels import attention_native, attention_tiled, attention_varlen, native
+from luthier.kernels import attention_native, attention_tiled, attention_varlen, native, processor
 from luthier.kernels.attention_dense import by_hand, dense_mask, with_dropout
 from luthier.kernels.forest import AttentionRule, Forest
 
@@ -164,13 +164,9 @@ def _prefers_products(query: Tensor, forest: Forest) -> bool:
     return (
         query.dtype == torch.bfloat16
         and query.device.type == "cpu"
-        and _has_matrix_units()
+        and processor.has_matrix_units()
         and _typical_length(forest) >= LONG_DOCUMENT
     )
-
-
-def _has_matrix_units() -> bool:
-    return torch.cpu._is_amx_tile_supported()
 
 
 def _typical_length(forest: Forest) -> float:
@@ -181,7 +177,7 @@ def _typical_length(forest: Forest) -> float:
 
 def _compute_dtype(query: Tensor) -> torch.dtype:
     """In what dtype products are made: half precision only where the machine has units for it."""
-    half = query.device.type != "cpu" or (query.dtype == torch.bfloat16 and _has_matrix_units())
+    half = query.device.type != "cpu" or (query.dtype == torch.bfloat16 and processor.has_matrix_units())
     return query.dtype if half else _accumulate(query.dtype)
 
 

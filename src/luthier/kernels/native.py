@@ -4,9 +4,10 @@
     found.function("rms_norm_forward_f32", "ppi")(first.data_ptr(), second.data_ptr(), 3)
 
 The sources (`cpp/*.cpp`, with `cpp/*.h`) are plain C++17 behind a C interface: data pointers, sizes and strides in
-elements, no headers of torch, which would take a minute. A build took 14 to 22 seconds on two busy cores, once a
-machine. Compiling on the spot lets the compiler use all the vector instructions of this very processor. Their threads are those of torch: torch's wheel brings libgomp
-and has it loaded before we are, so our loops run on its threads and follow `torch.set_num_threads`.
+elements, no headers of torch, which would take a minute. A build took 14 to 33 seconds on two busy cores, once a
+machine. Compiling on the spot lets the compiler use all the vector instructions of this very processor. Their
+threads are those of torch: torch's wheel brings libgomp and has it loaded before we are, so our loops run on its
+threads and follow `torch.set_num_threads`.
 
 Every op has a path in plain torch; nothing here ever raises because there is no compiler.
 """

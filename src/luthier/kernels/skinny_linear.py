@@ -3,7 +3,7 @@
 `reference` is the definition. `forward` reads the weight where it lies, once, in fp32 or bf16, and needs no
 rearranged copy of it; so weights that training goes on changing are always the current ones. `low` and B are an
 adapter's: low = scale · x·Aᵀ. Activations are fp32 whatever the weight is. A row's result is the same bits however
-many rows there are, up to `MAX_ROWS`; from there on, torch's product is the faster one.
+many rows there are, up to `most_rows`; from there on, torch's product is the faster one.
 
 Shape suffixes: M rows, K inputs, N outputs, R rank.
 """
@@ -14,10 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import native, processor
 
 MAX_ROWS = 96
 """Most rows for which the C++ side beats torch's matrix product (measured on two AVX2 cores)."""
+MAX_ROWS_BESIDE_MATRIX_UNITS = 16
+"""The same of bf16 weights where the processor has matrix units for them. Not measured but reckoned: up to about so
+many rows, reading the weights takes longer than the vectors' arithmetic; beyond, the units win."""
 
 _SIGNATURE = "pppppp iiii iiiii iii f"
 
@@ -53,7 +56,11 @@ def forward(
     """Writes the product into `out`, or adds it to what is there; all of x, low and out in one dtype."""
     assert (low_MR is None) == (b_NR is None), "low and B come together"
     found = native.library_for(x_MK, low_MR, out) if x_MK.dtype == torch.float32 else None
-    if found is None or len(x_MK) > MAX_ROWS or not (_readable(weight_NK) and _readable(b_NR)):
+    if (
+        found is None
+        or len(x_MK) > most_rows(weight_NK.dtype)
+        or not (_readable(weight_NK) and _readable(b_NR))
+    ):
         return _plain(x_MK, weight_NK, bias_N, low_MR, b_NR, scale, out, add)
     bias_N = None if bias_N is None else bias_N.detach().float().contiguous()
     found.function("skinny_linear", _SIGNATURE)(
@@ -77,6 +84,13 @@ def forward(
         scale,
     )
     return out
+
+
+def most_rows(weights: torch.dtype) -> int:
+    """Up to how many rows the C++ side is the faster one on this processor."""
+    if weights == torch.bfloat16 and processor.has_matrix_units():
+        return MAX_ROWS_BESIDE_MATRIX_UNITS
+    return MAX_ROWS
 
 
 def _readable(weight: Tensor | None) -> bool:
@@ -106,7 +120,7 @@ def _plain(
 
 
 def _computes_bf16(x: Tensor) -> bool:
-    return x.device.type != "cpu" or bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return x.device.type != "cpu" or processor.multiplies_bf16()
 
 
 def cases(dtype: torch.dtype = torch.float64) -> list[dict[str, Any]]:
