@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import native, triton
 
 KINDS = ("silu", "gelu_tanh", "gelu")  # gelu_tanh: gelu with tanh in place of erf
 
@@ -32,7 +32,7 @@ def reference(gate_TI: Tensor, up_TI: Tensor, kind: str) -> Tensor:
 def forward(gate_TI: Tensor, up_TI: Tensor, kind: str, *, out: Tensor | None = None) -> Tensor:
     """act(gate) · up, in `out`, which may be the gate or `up`."""
     assert kind in KINDS, kind
-    if gate_TI.is_cuda and gate_TI.dtype != torch.float64:
+    if triton.serves(gate_TI):
         from luthier.kernels.triton import gated as device
 
         return device.forward(gate_TI, up_TI, kind, out=out)
@@ -61,7 +61,7 @@ def backward(
     Each of the three results may take the place of an input (not the same one).
     """
     assert kind in KINDS, kind
-    if gate_TI.is_cuda and gate_TI.dtype != torch.float64:
+    if triton.serves(gate_TI):
         from luthier.kernels.triton import gated as device
 
         return device.backward(

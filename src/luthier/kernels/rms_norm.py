@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import native, triton
 
 _FORWARD = "pppppp iii iiiiiiii f"
 _BACKWARD = "ppppppp iii iiiiiiii"
@@ -45,7 +45,7 @@ def forward(
     Without it, `out` may be x.
     """
     assert (residual is None) == (summed is None), "residual and summed come together"
-    if x.is_cuda and x.dtype != torch.float64:
+    if triton.serves(x):
         from luthier.kernels.triton import rms_norm as device
 
         return device.forward(x, weight_D, eps, offset, residual=residual, summed=summed, out=out)
@@ -88,7 +88,7 @@ def backward(
     norm, on the residual stream; it is added in the same pass. `out` may be `add_to` or `grad`. The weight's
     gradient is the same bits on every run, with any number of threads.
     """
-    if x.is_cuda and x.dtype != torch.float64:
+    if triton.serves(x):
         from luthier.kernels.triton import rms_norm as device
 
         return device.backward(

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import native, triton
 
 _SIGNATURE = "pppp iiii iiiiii f"
 
@@ -33,7 +33,7 @@ def rotate(
     x_THD: Tensor, cos_TP: Tensor, sin_TP: Tensor, *, inverse: bool = False, out: Tensor | None = None
 ) -> Tensor:
     """The rotated heads, in `out` (which may be x). `inverse` multiplies by the transpose: the backward pass."""
-    if x_THD.is_cuda and x_THD.dtype != torch.float64:
+    if triton.serves(x_THD):
         from luthier.kernels.triton import rotary as device
 
         return device.rotate(x_THD, cos_TP, sin_TP, inverse=inverse, out=out)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from luthier.kernels import native
+from luthier.kernels import native, triton
 
 _BLOCK_ELEMENTS = (
     1 << 20
@@ -82,7 +82,7 @@ def logp_and_gradient_(
 
 
 def _on_gpu(logits_CV: Tensor) -> bool:
-    return logits_CV.is_cuda and logits_CV.dtype != torch.float64
+    return triton.serves(logits_CV)
 
 
 def _sweep(

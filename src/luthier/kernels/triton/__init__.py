@@ -21,8 +21,10 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)  # read and written; ari
 
 def serves(*tensors: Tensor | None) -> bool:
     """Whether the kernels can run on these: on a GPU, in a dtype they compute in, Triton installed."""
-    given = [tensor for tensor in tensors if tensor is not None]
-    return available() and all(tensor.is_cuda and tensor.dtype in DTYPES for tensor in given)
+    for tensor in tensors:  # runs several times a layer and step
+        if tensor is not None and not (tensor.is_cuda and tensor.dtype in DTYPES):
+            return False
+    return available()
 
 
 @cache
