@@ -76,21 +76,29 @@ def cgroup_room(proc: Path = PROC, cgroups: Path = CGROUPS) -> Iterator[int]:
 
     Page cache counts as use, but the part that nobody reads lately is given up first, so it counts as room.
     """
+    names = {
+        1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+        2: ("memory.max", "memory.current", "inactive_file"),
+    }
+    for version, folder in control_groups("memory", proc, cgroups):
+        room = _room(folder, *names[version])
+        if room is not None:
+            yield room
+
+
+def control_groups(controller: str, proc: Path = PROC, cgroups: Path = CGROUPS) -> Iterator[tuple[int, Path]]:
+    """The folder of every control group above this process that may limit something, with its version, 1 or 2."""
     for line in _text(proc / "self" / "cgroup").splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            names = ("memory.max", "memory.current", "inactive_file")
-            roots = (cgroups, cgroups / "unified")
-        elif "memory" in controllers.split(","):
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-            roots = (cgroups / "memory",)
+            version, roots = 2, (cgroups, cgroups / "unified")
+        elif controller in controllers.split(","):
+            version, roots = 1, (cgroups / controller,)
         else:
             continue
         for root in roots:
             for folder in _upwards(root, path):
-                room = _room(folder, *names)
-                if room is not None:
-                    yield room
+                yield version, folder
 
 
 def _upwards(root: Path, path: str) -> list[Path]:

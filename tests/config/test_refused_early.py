@@ -36,5 +36,5 @@ def test_check_knows_metrics_and_demos(tmp_path: Path, capsys: pytest.CaptureFix
 def test_more_threads_than_cores_are_refused() -> None:
     from luthier.training.build import _set_threads
 
-    with pytest.raises(ConfigError, match=r"train\.threads is 1000000, but this machine has"):
+    with pytest.raises(ConfigError, match=r"train\.threads is 1000000, but this process may use \d+ cores"):
         _set_threads(1_000_000)

@@ -140,7 +140,7 @@ class TrainSection(Section):
     """Strength of the noise on embedded tokens in training (NEFTune, arXiv:2310.05914, which has 5 to 15). 0: none."""
 
     threads: Positive | None = None
-    """CPU threads. Absent: all cores."""
+    """CPU threads. Absent: all cores that this process may use, by its affinity and its container."""
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

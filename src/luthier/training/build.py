@@ -15,6 +15,7 @@ import luthier.methods
 import luthier.optim
 from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
+from luthier.cores import usable_cores
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import StepSource
 from luthier.data.stream import StreamSource
@@ -84,8 +85,7 @@ def build_trainer(
     """
     # for dropout; all that ranks must share is drawn by generators
     torch.manual_seed((config.seed + cluster.rank) % 2**63)
-    if config.train.threads:
-        _set_threads(config.train.threads)
+    _set_threads(config.train.threads)
     method = build_method(config)
     policy, tokens, notes = build_policy(config, cluster, method.head(data.labels), data)
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
@@ -197,12 +197,20 @@ def _plan(config: Config, trainer: Trainer, say: Say) -> None:
     )
 
 
-def _set_threads(wanted: int) -> None:
-    cores = os.cpu_count() or 1
+def _set_threads(wanted: int | None) -> None:
+    """As many threads as wanted; without a wish no more than this process may use cores, of which torch looks at
+    those of the machine only."""
+    cores = usable_cores()
+    if wanted is None:
+        if torch.get_num_threads() > cores and "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cores)
+        return
     if wanted > cores:
+        machine = os.cpu_count() or 1
+        of_machine = f" of this machine's {machine}" if machine > cores else ""
         raise ConfigError(
-            f"train.threads is {wanted}, but this machine has {cores} cores; more threads only get in each "
-            "other's way. Lower it, or leave it out."
+            f"train.threads is {wanted}, but this process may use {cores} cores{of_machine}; more threads only get "
+            "in each other's way. Lower it, or leave it out."
         )
     torch.set_num_threads(wanted)
 

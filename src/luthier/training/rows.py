@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.config.data_section import CleanSection, SetSection
 from luthier.config.tree import Config
+from luthier.cores import usable_cores
 from luthier.data.cache import outline
 from luthier.data.chat import ChatTemplate
 from luthier.data.clean import said
@@ -169,7 +170,7 @@ class DataBuilder:
         if self.data.workers is not None:
             return self.data.workers
         small = source.size is not None and source.size < SMALL_BYTES
-        return 0 if small and not streams else min(MOST_WORKERS, os.cpu_count() or 1)
+        return 0 if small and not streams else min(MOST_WORKERS, usable_cores())
 
     def _all(self, plan: Plan) -> TokenDataset:
         """All rows at once. The main rank goes first, so that the others find the cache."""
