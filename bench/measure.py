@@ -129,6 +129,7 @@ SUMMARISED = (
     "faults_per_step",
     "others_cores",
     "share_of_limit",
+    "share_around",
 )
 
 

@@ -1,7 +1,6 @@
 """One measurement: who against whom, on what, in which order; and everything that was seen, kept after every run."""
 
 import os
-import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,8 +21,8 @@ Result = dict[str, Any]
 
 BUSY = 0.15
 """Cores that others may keep busy before a run is said to be disturbed."""
-PROBE_SECONDS = 5.0
-"""Of matrix products between runs."""
+PROBE_SECONDS = 8.0
+"""Of matrix products and copies between runs."""
 PROBE_GRACE = 45.0
 """Seconds besides its own that a row of a sweep gets; one that has not done a micro-batch by then is no candidate."""
 
@@ -108,22 +107,25 @@ def measure_machine(task: Task, seconds: float) -> dict[str, Any]:
 
 
 def rates_of(machine: Sequence[dict[str, Any]], dtypes: Sequence[str]) -> tuple[str, roofline.Rates] | None:
-    """The median rates of the dtype that the machine multiplies fastest; None if nothing was measured."""
+    """The best rates of the dtype that the machine multiplies fastest; None if nothing was measured.
+
+    The best and not the median: a machine that was disturbed in a probe is not slower for that.
+    """
     good = [found for found in machine if "bandwidth" in found]
     if not good:
         return None
 
-    def median(dtype: str, kind: str) -> float:
-        return statistics.median(found[dtype][kind] for found in good)
+    def best(dtype: str, kind: str) -> float:
+        return max(found[dtype][kind] for found in good)
 
-    dtype = max(dtypes, key=lambda name: median(name, "forward"))
-    kinds = {kind: median(dtype, kind) for kind in ("forward", "input_gradient", "weight_gradient")}
-    width = statistics.median(found["bandwidth"] for found in good)
+    dtype = max(dtypes, key=lambda name: best(name, "forward"))
+    kinds = {kind: best(dtype, kind) for kind in ("forward", "input_gradient", "weight_gradient")}
+    width = max(found["bandwidth"] for found in good)
     return dtype, roofline.Rates(**kinds, bandwidth=width, element=4 if dtype == "float32" else 2)
 
 
 def limit_of(task: Task, machine: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """The additive roofline of this workload on this machine, in tokens a second.
+    """The additive roofline of this workload, in tokens a second, at the best rates that `machine` saw.
 
     None for preference pairs: their tokens are counted with a prompt for each answer, and need not be computed so.
     """
@@ -155,8 +157,9 @@ def compete(
 ) -> Result:
     """Runs everybody `repeats` times, and measures the machine before each run and after the last.
 
-    On machines that are shared, the machine itself changes by more than contestants differ. So each run is held
-    against the limit of the machine as it was just before and just after.
+    The limit is that of the machine at its best in the whole session. On machines that are shared, the machine
+    itself changes by more than contestants differ; so each run is also held against the machine as it was just
+    before and just after (`share_around`), which compares contestants and is no limit.
     """
     runs, machine = result.setdefault("runs", []), result.setdefault("gemm", [])
     have = {c.name: sum(run["contestant"] == c.name for run in runs) for c in contestants}
@@ -180,10 +183,18 @@ def _conclude(task: Task, result: Result) -> None:
     result["limit"] = limit_of(task, machine)
     for run in result["runs"]:
         near = limit_of(task, machine[run["gemm_before"] : run["gemm_before"] + 2])
-        rate = run.get("tokens_per_second")
-        run["share_of_limit"] = rate / near["tokens_per_second"] if near and rate else None
+        run["share_of_limit"] = _share(run, result["limit"])
+        run["share_around"] = _share(run, near)
+    shares = [run["share_of_limit"] or 0.0 for run in result["runs"]]
+    if result["limit"]:
+        result["limit"]["exceeded"] = max(shares, default=0.0) > 1.0
     result["summary"] = summary(result["runs"])
     result["load_after"] = os.getloadavg()[0]
+
+
+def _share(run: dict[str, Any], limit: dict[str, Any] | None) -> float | None:
+    rate = run.get("tokens_per_second")
+    return rate / limit["tokens_per_second"] if limit and rate else None
 
 
 def one_line(facts: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ COLUMNS = (
     "x luthier",
     "learned/s",
     "of limit",
+    "of machine around",
     "peak GB",
     "first step s",
     "job s",
@@ -70,6 +71,7 @@ def cells(row: dict[str, Any], mine: float | None, drift: float | None) -> list[
         ratio,
         median("learned_per_second", ",.1f"),
         median("share_of_limit", ".1%"),
+        median("share_around", ".1%"),
         median(memory, ".2f", 1e9),
         median("first_step_seconds", ",.1f"),
         median("job_seconds", ",.0f"),
@@ -106,6 +108,11 @@ def footnotes(result: Result) -> list[str]:
                 f"{row['contestant']}: others kept up to {others['max']:.2f} cores busy during a run; "
                 "it is disturbed, and its neighbours are to be read with it"
             )
+    if (result.get("limit") or {}).get("exceeded"):
+        lines.append(
+            "a run was faster than the limit, so that is none: the matrix products were measured too low "
+            "(others were computing, or the probes were too short)"
+        )
     parity = result.get("parity")
     if parity and "losses" in parity:
         worst = max(parity["losses"])

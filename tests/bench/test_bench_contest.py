@@ -138,7 +138,8 @@ def test_absent_libraries_are_told_apart_from_failures() -> None:
 
 
 def test_each_run_is_held_against_the_machine_around_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine that loses half its speed half way: rates halve, shares of the limit do not."""
+    """A machine that loses half its speed half way: rates halve, shares of the machine around do not; the limit is
+    that of the machine at its best."""
     workload, rows = WORKLOADS["A"], Rows(np.arange(300, dtype=np.int32), np.array([[100, 200]]))
     assert workload.cpu is not None
     task = Task(workload, workload.cpu, SHAPES["tiny"], "cpu", 300, Path("m"), rows, Path("r"), 1.0)
@@ -168,5 +169,49 @@ def test_each_run_is_held_against_the_machine_around_it(monkeypatch: pytest.Monk
     )
     assert [run["contestant"] for run in result["runs"]] == ["a", "b", "a", "b"]
     assert saved == [1, 2, 3, 4, 4] and len(result["gemm"]) == 5
-    shares = [run["share_of_limit"] for run in result["runs"]]
-    assert shares[0] == pytest.approx(shares[1]) == pytest.approx(shares[3])
+    around, shares = ([run[name] for run in result["runs"]] for name in ("share_around", "share_of_limit"))
+    assert around[0] == pytest.approx(around[1]) == pytest.approx(around[3])
+    assert shares[0] == pytest.approx(shares[1]) == pytest.approx(2 * shares[3]) == pytest.approx(around[0])
+    assert result["limit"]["forward"] == 4e9
+
+
+@pytest.mark.parametrize(("factor", "exceeded"), [(0.99, False), (1.01, True)])
+def test_a_run_above_the_limit_marks_the_result(
+    monkeypatch: pytest.MonkeyPatch, factor: float, exceeded: bool
+) -> None:
+    workload, rows = WORKLOADS["A"], Rows(np.arange(300, dtype=np.int32), np.array([[100, 200]]))
+    assert workload.cpu is not None
+    task = Task(workload, workload.cpu, SHAPES["tiny"], "cpu", 300, Path("m"), rows, Path("r"), 1.0)
+    kinds = dict.fromkeys(("forward", "input_gradient", "weight_gradient"), 1e9)
+    machine = {"load": 0.0, "float32": kinds, "bfloat16": kinds, "bandwidth": 1e9}
+    limit = runner.limit_of(task, [machine])
+    assert limit is not None
+    facts = {
+        "contestant": "a",
+        "about": "",
+        "options": {},
+        "error": "",
+        "others_cores": 0.0,
+        "status": "done",
+    }
+    rate = factor * limit["tokens_per_second"]
+    monkeypatch.setattr(runner, "measure_machine", lambda task, seconds: machine)
+    monkeypatch.setattr(
+        runner,
+        "run_one",
+        lambda task, contestant: ({**facts, "peak_bytes": 1, "tokens_per_second": rate}, None),
+    )
+    result = runner.compete(task, [A], 1, {}, lambda text: None, lambda found: None)
+    assert result["limit"]["exceeded"] is exceeded
+    assert ("faster than the limit" in " ".join(footnotes(result))) is exceeded
+
+
+def test_time_goes_to_the_dtypes_that_the_machine_computes() -> None:
+    from bench.contestants.gemm import worth_measuring
+
+    def glances(**forward: float) -> dict[str, dict[str, float]]:
+        return {name: {"forward": rate} for name, rate in forward.items()}
+
+    assert worth_measuring(glances(float32=100.0, bfloat16=12.0)) == ["float32"]
+    assert worth_measuring(glances(float32=130.0, bfloat16=1000.0)) == ["bfloat16"]
+    assert worth_measuring(glances(float32=100.0, bfloat16=150.0)) == ["float32", "bfloat16"]

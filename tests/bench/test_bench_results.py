@@ -119,6 +119,7 @@ def test_the_table_tells_speed_bounds_and_notes() -> None:
         "limit 40 tokens/s (float32)" in text and "10 to 30" in text and "50.0%" in text and "3.0e-08" in text
     )
     assert "< 2.0" in text and "> 10" in text and "* slow: too slow" in text
+    assert "faster than the limit" not in text
     assert "losses differ by at most 2.0e-07" in text and "cosine of a tensor 0.9990000" in text
 
 

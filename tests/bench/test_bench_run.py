@@ -101,6 +101,7 @@ def test_dry_run_writes_a_whole_result(
     (row,) = result["summary"]
     assert row["contestant"] == "luthier" and row["failures"] == [] and row["tokens_per_second"]["median"] > 0
     assert result["limit"]["tokens_per_second"] > 0 and len(result["gemm"]) == 2
+    assert result["gemm"][0]["measured"] and result["gemm"][0]["bfloat16"]["forward"] > 0
     assert result["runs"][0]["losses"] and result["machine"]["class"].startswith("cpu-")
 
 
