@@ -14,12 +14,15 @@ def run(spec: Spec, wire: Wire) -> None:
     wait_without_spinning()
     from pathlib import Path
 
+    from luthier.allocator import keep_pages
     from luthier.models.device import pick_device, pick_dtype
     from luthier.models.load import load_model
     from luthier.rollout.native import NativeGenerator
     from luthier.rollout.sampling import SamplingSettings
 
     device = pick_device(spec["device"])
+    if device.type == "cpu":
+        keep_pages()  # as `load_for_inference` does
     model = load_model(Path(spec["model"]), pick_dtype("auto", device), device)
     generator = NativeGenerator(model, eos_token_ids=())
     prompts = prompts_of(load_rows(spec["rows"]))

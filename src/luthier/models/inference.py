@@ -6,6 +6,7 @@ from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
+from luthier.allocator import keep_pages
 from luthier.config.load import load_config
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
@@ -37,15 +38,19 @@ def load_for_inference(
         adapter: False loads a run's base model without what was trained.
         device, dtype: as `model.device` and `model.dtype` in a config.
         offline: refuse the network.
+
+    On a CPU, free memory stays with the process from then on, as in training (`memory.keep_pages: false` in the run's
+    config leaves that out).
     """
     path = Path(name)
-    template_args = {}
+    template_args, keep = {}, True
     adapter_folder: Path | None = None
     revision: str | None = None
     tokenizer_name = base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
         template_args, offline = config.data.template_args, offline or config.offline
+        keep = config.memory.keep_pages
         base, revision = config.model.name, config.model.revision
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
@@ -66,6 +71,8 @@ def load_for_inference(
             "whole model with `luthier export` and load that with transformers."
         )
     where = pick_device(device)
+    if keep and where.type == "cpu":
+        keep_pages()
     model = load_model(
         resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where
     )
