@@ -1,81 +1,21 @@
 """Fused decoder layers give the plain layers' numbers, forward and backward, and hand on what they cannot do."""
 
 import copy
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
-from luthier.data.batch import Batch, Example, Segment, collate
+from fused_parts import DEEPSEEK, FAMILIES, adapted, forest, segment
+from luthier.data.batch import Batch, Example, collate
 from luthier.models.activations.levels import Level
-from luthier.models.fused.check import fuse_checked, summary
+from luthier.models.fused.check import summary
 from luthier.models.fused.fuse import fuse
-from luthier.models.fused.layer import FusedLayer
 from luthier.models.lora import apply_lora, disable_adapters, merge_adapters
 from luthier.models.policy import Policy
 from luthier.models.tripwire import choose_policy
 from tiny_models import build
-
-FAMILIES: dict[str, Callable[[], PreTrainedModel]] = {
-    "llama": lambda: build("llama"),
-    "llama with biases": lambda: build("llama", attention_bias=True, mlp_bias=True),
-    "mistral with a window": lambda: build("mistral", sliding_window=4),
-    "qwen2": lambda: build("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=1),
-    "qwen3": lambda: build("qwen3"),
-    "smollm3": lambda: build("smollm3", num_hidden_layers=4),
-    "granite": lambda: build(
-        "granite", residual_multiplier=0.3, attention_multiplier=0.2, logits_scaling=2.0
-    ),
-    "gemma": lambda: build("gemma"),
-    "gemma2": lambda: build("gemma2", sliding_window=4, query_pre_attn_scalar=8, attn_logit_softcapping=5.0),
-    "gemma3": lambda: build("gemma3_text", sliding_window=4, query_pre_attn_scalar=8),
-    "phi3": lambda: build("phi3", original_max_position_embeddings=256),
-    "olmo2": lambda: build("olmo2"),
-    "qwen3 with experts": lambda: build(
-        "qwen3_moe", num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16, mlp_only_layers=[0]
-    ),
-    "mixtral": lambda: build("mixtral", num_local_experts=4),
-    "olmo3": lambda: build("olmo3", sliding_window=4, num_hidden_layers=4),
-}
-DEEPSEEK: dict[str, Any] = {
-    "n_routed_experts": 4,
-    "num_experts_per_tok": 2,
-    "moe_intermediate_size": 16,
-    "n_group": 2,
-    "topk_group": 1,
-    "first_k_dense_replace": 1,
-    "kv_lora_rank": 8,
-    "q_lora_rank": 8,
-    "qk_rope_head_dim": 8,
-    "qk_nope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-}
-
-
-def segment(length: int, parent: int = -1) -> Segment:
-    ids = np.random.default_rng(length).integers(0, 97, length).astype(np.int32)
-    return Segment(ids, np.ones(length, np.float32), parent)
-
-
-def forest() -> Batch:
-    tree = (segment(6), segment(4, 0), segment(3, 0))
-    return collate([Example((segment(9),)), Example(tree), Example((segment(5),))])
-
-
-def adapted(model: PreTrainedModel, **options: Any) -> PreTrainedModel:
-    """With adapters that have been trained a little."""
-    apply_lora(model, rank=4, **options)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.normal_(0, 0.1)
-    return model
 
 
 def numbers(policy: Policy, batch: Batch | None = None) -> tuple[Tensor, dict[str, Tensor]]:
@@ -304,25 +244,6 @@ def test_layers_with_modules_trained_whole_follow_their_training(saved: str) -> 
     assert (after - plain).norm() < 0.2 * (after - before).norm()
 
 
-def test_a_fused_layer_that_fails_is_taken_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted(FAMILIES["llama"]())
-
-    def fails(self: FusedLayer, *args: Any, **kwargs: Any) -> Any:
-        raise ZeroDivisionError("no such kernel")
-
-    monkeypatch.setattr(FusedLayer, "_halves", fails)
-    assert fuse_checked(Policy(model)) == (None, "no layer is fused: ZeroDivisionError: no such kernel")
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_the_check_leaves_new_adapters_as_they_were() -> None:
-    model = FAMILIES["llama"]()
-    apply_lora(model, rank=4)
-    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
-    assert fuse_checked(Policy(model))[0] is not None
-    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
-
-
 def test_dropout_of_the_model_runs_plain_in_training_only(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(build("llama", attention_dropout=0.5))
     fusion = fuse(model)
@@ -335,60 +256,3 @@ def test_dropout_of_the_model_runs_plain_in_training_only(monkeypatch: pytest.Mo
     assert not plain_calls
     policy.train()(forest())
     assert len(plain_calls) == 2
-
-
-@pytest.mark.parametrize("family", FAMILIES)
-def test_checked_fusion_accepts_every_family(family: str) -> None:
-    model = adapted(FAMILIES[family]())
-    fusion, line = fuse_checked(Policy(model))
-    assert fusion is not None and f"{len(fusion.layers)} of {len(fusion.layers)} layers fused" in line
-
-
-def doubled_gradient(layer: FusedLayer) -> None:
-    assert layer.mlp is not None
-    backward = layer.mlp.backward
-
-    def wrong(*args: Any) -> tuple[Tensor | None, list[Tensor]]:
-        grad_hidden, of_parameters = backward(*args)
-        return grad_hidden, [2 * gradient for gradient in of_parameters]
-
-    layer.mlp.backward = wrong  # pyright: ignore[reportAttributeAccessIssue]
-
-
-@pytest.mark.parametrize(
-    ("spoil", "symptom"),
-    [
-        (lambda layer: setattr(layer.mlp, "activation", "gelu"), "log-probabilities differ"),
-        (lambda layer: setattr(layer.attention.residual, "multiplier", 0.5), "log-probabilities differ"),
-        (doubled_gradient, "a gradient differs"),
-    ],
-)
-def test_a_wrong_description_is_found_and_taken_off(
-    spoil: Callable[[FusedLayer], None], symptom: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    model = adapted(FAMILIES["llama"]())
-    original = FusedLayer.__init__
-
-    def spoiled(self: FusedLayer, *args: Any) -> None:
-        original(self, *args)
-        spoil(self)
-
-    monkeypatch.setattr(FusedLayer, "__init__", spoiled)
-    fusion, line = fuse_checked(Policy(model))
-    assert fusion is None and line.startswith("no layer is fused: ") and symptom in line
-    assert not any("forward" in vars(module) for module in model.modules())
-
-
-def test_a_wrong_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = adapted(build("mistral", sliding_window=100))  # longer than the probe: its numbers cannot tell
-    original = FusedLayer.__init__
-
-    def spoiled(self: FusedLayer, layer: nn.Module, described: Any, workspace: Any) -> None:
-        attention = replace(described.attention, rule=replace(described.attention.rule, window=None))
-        original(self, layer, replace(described, attention=attention), workspace)
-
-    monkeypatch.setattr(FusedLayer, "__init__", spoiled)
-    assert fuse_checked(Policy(model)) == (
-        None,
-        "no layer is fused: attention windows {None} instead of {100}",
-    )

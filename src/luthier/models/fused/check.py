@@ -1,7 +1,8 @@
 """Fused layers only where they give the plain layers' numbers, forward and backward.
 
 The same few random tokens as in tripwire.py go through the model before and after; log-probabilities and every
-gradient must agree up to what the dtype rounds to, and attention must ask for the same windows.
+gradient must agree up to what the dtype rounds to, and attention must ask for the same windows. In 16 bit that is
+coarse, so single layers are then held to their own numbers in fp32 (exact.py).
 """
 
 from collections.abc import Iterator
@@ -11,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from luthier.data.batch import Batch
 from luthier.kernels.attention import Forest
+from luthier.models.fused.exact import layer_fault
 from luthier.models.fused.fuse import Fusion, fuse
 from luthier.models.policy import Policy
 from luthier.models.tripwire import probe
@@ -27,7 +30,7 @@ def fuse_checked(policy: Policy) -> tuple[Fusion | None, str]:
         with _noticeable_adapters(policy):
             before = _Numbers(policy)
             fusion = fuse(policy.model)
-            fault = _fault(policy, before) if fusion.layers else None
+            fault = _fault(policy, before, fusion) if fusion.layers else None
     finally:
         policy.train(was_training)
     if fault is not None:
@@ -47,10 +50,10 @@ def summary(fusion: Fusion) -> str:
     )
 
 
-def _fault(policy: Policy, before: "_Numbers") -> str | None:
+def _fault(policy: Policy, before: "_Numbers", fusion: Fusion) -> str | None:
     """What is wrong with the fused layers' numbers, or why there are none."""
     try:
-        return before.fault(_Numbers(policy))
+        return before.fault(_Numbers(policy)) or layer_fault(policy, fusion, probed(policy))
     except Exception as error:  # whatever a layer is that was described wrongly: it then runs plain
         return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
 
@@ -71,11 +74,16 @@ def _noticeable_adapters(policy: Policy) -> Iterator[None]:
                 parameter.zero_()
 
 
+def probed(policy: Policy) -> Batch:
+    """The probe, where the model computes."""
+    return probe(policy.model).to(next(policy.parameters()).device)
+
+
 class _Numbers:
     """What the model makes of the probe."""
 
     def __init__(self, policy: Policy):
-        batch = probe(policy.model).to(next(policy.parameters()).device)
+        batch = probed(policy)
         embedded: list[Tensor] = []
 
         def catch(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

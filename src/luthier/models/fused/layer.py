@@ -74,6 +74,11 @@ class FusedLayer:
         return (self._own_mlp(hidden_TD) if self.mlp is None else self.mlp(hidden_TD, stream))[None]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """What its weights are in; calls in another dtype go the plain way."""
+        return self._dtype
+
+    @property
     def level(self) -> Level:
         """What the layer keeps for its backward pass. Between the extremes, projections are made again."""
         return self._level
