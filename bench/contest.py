@@ -101,7 +101,9 @@ def peers(
 
 def _gpu_only(micro: int, length: dict[str, int]) -> Iterator[Contestant]:
     tuned = {"micro": micro, "dtype": "bfloat16", "checkpointing": False, **length}
-    yield Contestant("trl-liger", "trl_sft", "TRL in bf16 with Liger's kernels", {**tuned, "liger": True})
+    yield Contestant(
+        "trl-liger", "trl_sft", "TRL in bf16 with Liger's kernels; chosen by hand", {**tuned, "liger": True}
+    )
     yield Contestant("unsloth", "unsloth_sft", "Unsloth, its notebook's settings", {"micro": micro, **length})
 
 

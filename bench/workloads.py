@@ -113,7 +113,7 @@ WORKLOADS = {
             "QLoRA r16 under a cap of GPU memory, 1k documents",
             "sft",
             cpu=None,
-            gpu=Size(("Llama-3.1-8B",), samples=8, tokens=(1024,), micro=(1, 2), memory_caps=(8, 16, 24)),
+            gpu=Size(("Llama-3.1-8B",), samples=8, tokens=(1024,), micro=(1, 2), memory_caps=(6, 8, 16, 24)),
             four_bit=True,
             missing="QLoRA comes with issue 6",
         ),
