@@ -9,6 +9,8 @@ from bench.contest import IMITATION
 from bench.runner import BUSY, Result
 
 NONE = "-"
+FEW_STEPS = 3
+"""A run with fewer timed steps is a thin measurement, and is said to be one."""
 COLUMNS = (
     "contestant",
     "tokens/s",
@@ -87,6 +89,13 @@ def footnotes(result: Result) -> list[str]:
         lines += [
             f"* {row['contestant']}: {text}" for text in (*row["notes"], *dict.fromkeys(row["failures"]))
         ]
+    steps: dict[str, int] = {}
+    for run in result.get("runs", []):
+        if run["status"] == "done" and "steps" in run:
+            steps[run["contestant"]] = min(run["steps"], steps.get(run["contestant"], run["steps"]))
+    lines += [
+        f"{name}: {few} timed steps in a run, which is few" for name, few in steps.items() if few < FEW_STEPS
+    ]
     if unprobed := result.get("sweep", {}).get("unprobed"):
         lines.append(
             f"trl-best is the best of {len(result['sweep']['probed'])} rows probed; not probed: {', '.join(unprobed)}"

@@ -61,6 +61,15 @@ def test_memory_of_preferences_is_told_next_to_that_of_imitation() -> None:
     ]
 
 
+def test_thin_measurements_are_told() -> None:
+    runs = [
+        {"contestant": name, "status": "done", "steps": steps}
+        for name, steps in (("a", 9), ("a", 1), ("b", 3))
+    ]
+    runs.append({"contestant": "c", "status": "failed"})
+    assert footnotes({"summary": [], "gemm": [], "runs": runs}) == ["a: 1 timed steps in a run, which is few"]
+
+
 def test_long_documents_are_not_cut_by_a_default() -> None:
     workload = WORKLOADS["C"]
     assert workload.cpu is not None
