@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from luthier.kernels.attention import AttentionRule, Forest, attend, attend_backward, cases
-from luthier.kernels.attention_varlen import Part, backward, forward, merge, parts
+from luthier.kernels.attention_varlen import Part, backward, forward, merge, parts, why_not
 
 CPU = torch.device("cpu")
 
@@ -164,3 +164,22 @@ def test_the_operators_of_torch_have_the_signatures_that_are_called() -> None:
         *("grad_out", "query", "key", "value", "out", "lse", "cu_seq_q", "cu_seq_k", "max_q", "max_k"),
         *("is_causal", "rng_state", "scale", "window_size"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "size", "softcapped", "said"),
+    [
+        ((8, 0), torch.bfloat16, 128, False, ""),
+        ((9, 0), torch.float16, 64, False, ""),
+        ((7, 5), torch.float16, 64, False, "compute capability 7.5"),
+        ((8, 6), torch.float32, 64, False, "float32"),
+        ((8, 6), torch.bfloat16, 36, False, "36 features"),
+        ((8, 6), torch.bfloat16, 512, False, "512 features"),
+        ((8, 6), torch.bfloat16, 256, True, "caps"),
+    ],
+)
+def test_who_does_without_flash_attention_is_told_why(
+    capability: tuple[int, int], dtype: torch.dtype, size: int, softcapped: bool, said: str
+) -> None:
+    found = why_not(capability, dtype, size, softcapped)
+    assert said in found and bool(found) == bool(said)

@@ -126,15 +126,22 @@ def _window(part: Part, rule: AttentionRule) -> tuple[int, int]:
 
 
 def supports(query: Tensor, key: Tensor, value: Tensor, rule: AttentionRule) -> bool:
-    """Whether torch's flash attention can do this: an Ampere GPU or later, half precision, one head size up to 256."""
-    return (
-        query.is_cuda
-        and torch.cuda.get_device_capability(query.device) >= (8, 0)
-        and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[2] == key.shape[2] == value.shape[2] <= 256
-        and query.shape[2] % 8 == 0
-        and rule.softcap is None
-    )
+    """Whether torch's flash attention can do this."""
+    if not query.is_cuda or not query.shape[2] == key.shape[2] == value.shape[2]:
+        return False
+    capability = torch.cuda.get_device_capability(query.device)
+    return not why_not(capability, query.dtype, query.shape[2], rule.softcap is not None)
+
+
+def why_not(capability: tuple[int, int], dtype: torch.dtype, head_size: int, softcapped: bool) -> str:
+    """What keeps torch's flash attention from a model on a GPU of this compute capability; empty: nothing."""
+    if capability < (8, 0):
+        return f"this GPU has compute capability {capability[0]}.{capability[1]}, and it needs 8.0 (Ampere)"
+    if dtype not in (torch.bfloat16, torch.float16):
+        return f"the model is in {str(dtype).split('.')[1]}, and it needs 16 bit (model.dtype: bfloat16)"
+    if head_size > 256 or head_size % 8:
+        return f"heads have {head_size} features, and it takes multiples of 8 up to 256"
+    return "the model caps its attention scores, which it does not know" if softcapped else ""
 
 
 def forward(

@@ -7,6 +7,7 @@ from luthier.allocator import keep_pages
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.kernels import native
+from luthier.kernels.attention_varlen import why_not
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer, resolve_model
@@ -56,6 +57,14 @@ def build_policy(
         notes.append(line)
     if config.model.compile:
         notes.append(compile_layers(policy.model))
+    if (
+        device.type == "cuda"
+        and policy.layout == "packed"
+        and (why := _no_flash(policy.model, dtype, device))
+    ):
+        notes.append(
+            f"attention runs as products of tiles instead of torch's flash attention, which is faster: {why}"
+        )
     if device.type == "cpu" and (why := native.reason()):
         notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
     num_all = sum(p.numel() for p in policy.parameters())
@@ -64,6 +73,14 @@ def build_policy(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
     )
     return policy, tokens, notes
+
+
+def _no_flash(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:
+    """Why a GPU does without torch's flash attention; empty where it does not."""
+    config = model.config.get_text_config()
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    softcapped = getattr(config, "attn_logit_softcapping", None) is not None
+    return why_not(torch.cuda.get_device_capability(device), dtype, size, softcapped)
 
 
 def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
