@@ -102,3 +102,15 @@ def test_a_row_is_the_same_bits_in_any_batch() -> None:
                 for name, value in case.items()
             }
             assert torch.equal(computed(alone)[0], together[row])
+
+
+def test_a_length_that_is_told_is_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU asking would make the host wait in every layer of every token."""
+    case = cast(decode_attention.cases()[0], torch.float32, torch.float32)
+    expected = computed(dict(case))
+    longest = int(case["length_B"].max())
+    monkeypatch.setattr(torch.Tensor, "__int__", lambda tensor: pytest.fail("read from the device"))
+    out = torch.empty_like(case["query_BHD"])
+    with native.disabled():
+        found = decode_attention.forward(**case, out=out, longest=longest)
+    torch.testing.assert_close(found, expected)

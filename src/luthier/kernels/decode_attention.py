@@ -56,17 +56,19 @@ def forward(
     rule: AttentionRule,
     *,
     out: Tensor,
+    longest: int | None = None,
 ) -> Tensor:
     """Stores each sequence's new key and value as its last token and writes its attention to `out`.
 
-    `length_B` [B] and `table_BN` are int32 and count the new token. Heads lie side by side in their rows.
+    `length_B` [B] and `table_BN` are int32 and count the new token. Heads lie side by side in their rows. `longest` is
+    the greatest length, for callers that know it: on a GPU, asking for it waits until all work before is done.
     """
     found = (
         native.library_for(query_BHD, key_BGD, value_BGD, out) if query_BHD.dtype == torch.float32 else None
     )
     if found is None or native.library_for(keys_NGSD, values_NGSD) is None:
         _store(key_BGD, value_BGD, keys_NGSD, values_NGSD, table_BN, length_B)
-        return out.copy_(_gathered(query_BHD, keys_NGSD, values_NGSD, table_BN, length_B, rule))
+        return out.copy_(_gathered(query_BHD, keys_NGSD, values_NGSD, table_BN, length_B, longest, rule))
     name = f"decode_attention_{native.SUFFIX[keys_NGSD.dtype]}"
     tensors = (query_BHD, key_BGD, value_BGD, out, keys_NGSD, values_NGSD, table_BN, length_B)
     found.function(name, _SIGNATURE)(
@@ -105,14 +107,17 @@ def _gathered(
     values_NGSD: Tensor,
     table_BN: Tensor,
     length_B: Tensor,
+    longest: int | None,
     rule: AttentionRule,
 ) -> Tensor:
     """All sequences at once, their blocks copied side by side."""
     num_rows, heads, size = query_BHD.shape
     wide = torch.promote_types(query_BHD.dtype, torch.float32)
-    longest = -(-int(length_B.max()) // keys_NGSD.shape[2]) if num_rows else 0
+    if longest is None:
+        longest = int(length_B.max()) if num_rows else 0
+    num_blocks = -(-longest // keys_NGSD.shape[2])
     key_BGLD, value_BGLD = (
-        cache[table_BN[:, :longest].long()].transpose(1, 2).flatten(2, 3)
+        cache[table_BN[:, :num_blocks].long()].transpose(1, 2).flatten(2, 3)
         for cache in (keys_NGSD, values_NGSD)
     )
     grouped_BGJD = query_BHD.reshape(num_rows, key_BGLD.shape[1], -1, size).to(key_BGLD.dtype)

@@ -28,17 +28,29 @@ class Attention(Protocol):
 
 
 class Stepping:
-    """A token for each row: `table_BN` are their blocks, `length_B` their lengths with the new token."""
+    """A token for each row: `table_BN` are their blocks, `length_B` their lengths with the new token.
 
-    def __init__(self, cache: BlockCache, table_BN: Tensor, length_B: Tensor):
-        self._cache, self._table_BN, self._length_B = cache, table_BN, length_B
+    `longest` is the greatest of these, known without asking the device: else every layer would wait for it.
+    """
+
+    def __init__(self, cache: BlockCache, table_BN: Tensor, length_B: Tensor, longest: int):
+        self._cache, self._table_BN, self._length_B, self._longest = cache, table_BN, length_B, longest
 
     def __call__(
         self, layer: int, rule: AttentionRule, query: Tensor, key: Tensor, value: Tensor, out: Tensor
     ) -> None:
         keys, values = self._cache.keys(layer), self._cache.values(layer)
         decode_attention.forward(
-            query, key, value, keys, values, self._table_BN, self._length_B, rule, out=out
+            query,
+            key,
+            value,
+            keys,
+            values,
+            self._table_BN,
+            self._length_B,
+            rule,
+            out=out,
+            longest=self._longest,
         )
 
 

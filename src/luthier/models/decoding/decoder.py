@@ -57,7 +57,8 @@ class BlockDecoder:
         self._length_B += 1
         for row in rows:
             row.length += 1
-        attend = Stepping(self.cache, self._table_BN, self._length_B)
+        longest = max((row.length for row in rows), default=0)
+        attend = Stepping(self.cache, self._table_BN, self._length_B, longest)
         return self._logits(self._stream(token_B, position_B, attend))
 
     def read(self, stored: Sequence[Stored], tokens: Sequence[Sequence[int]]) -> Tensor:
