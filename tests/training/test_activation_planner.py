@@ -13,11 +13,14 @@ import pytest
 import torch
 
 from luthier.errors import ConfigError, RunError
-from luthier.models.activations.assemble import plan_activations
+from luthier.kernels.head import CPU_CHUNK_BYTES
+from luthier.models.activations.assemble import _head_bytes, plan_activations
 from luthier.models.activations.gauge import HostGauge, Peak
 from luthier.models.activations.levels import Level
 from luthier.models.activations.offload import HostStore
 from luthier.models.activations.planner import ActivationPlanner, Demand, is_out_of_memory
+from luthier.models.policy import Policy
+from tiny_models import tiny_llama
 from training_parts import make_trainer
 
 ALL, INPUT, AWAY = Level.KEEP_ALL, Level.KEEP_INPUT, Level.OFFLOAD_INPUT
@@ -184,13 +187,31 @@ def test_a_mode_gives_every_layer_its_level(mode: str, level: Level) -> None:
     assert box.run(planner, 10) == [level] * 4
 
 
+def test_the_head_is_set_aside_with_its_fewest_rows_and_its_own_gradient() -> None:
+    policy = Policy(tiny_llama())
+    policy.requires_grad_(False)
+    vocabulary, size = policy.model.get_output_embeddings().weight.shape  # pyright: ignore[reportOptionalMemberAccess]
+    policy.model.config.vocab_size = 2**20  # so large that the fewest rows of a chunk exceed its usual size
+    frozen = _head_bytes(policy, None)
+    assert frozen == 2 * 128 * 2**20 * 4 > 2 * CPU_CHUNK_BYTES
+    assert _head_bytes(policy, 10) == 2 * 10 * 2**20 * 4
+    policy.model.lm_head.requires_grad_(True)
+    assert _head_bytes(policy, None) == frozen + vocabulary * size * 8
+
+
 def test_a_failed_allocation_is_known_by_its_error() -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
     assert is_out_of_memory(MemoryError())
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**55, dtype=torch.uint8)
     assert is_out_of_memory(caught.value)
+    for said in (
+        "CUDA error: out of memory",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+    ):
+        assert is_out_of_memory(RuntimeError(said))
     assert not is_out_of_memory(RuntimeError("something else"))
+    assert not is_out_of_memory(RuntimeError("CUDA error: an illegal memory access was encountered"))
 
 
 def test_a_step_that_ran_out_half_way_gives_the_gradients_of_one_that_did_not() -> None:

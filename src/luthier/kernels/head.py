@@ -20,8 +20,13 @@ GPU_CHUNK_BYTES = 512 << 20
 
 def chunk_rows(hidden_ND: Tensor, vocabulary: int) -> int:
     """The most predictions of a chunk. It depends on shapes alone: a resumed run must round as the first one did."""
-    fewest, size = (128, CPU_CHUNK_BYTES) if hidden_ND.device.type == "cpu" else (1024, GPU_CHUNK_BYTES)
-    return max(fewest, size // (hidden_ND.dtype.itemsize * vocabulary))
+    return most_rows(hidden_ND.device, hidden_ND.dtype, vocabulary)
+
+
+def most_rows(device: torch.device, dtype: torch.dtype, vocabulary: int) -> int:
+    """The same of logits in `dtype` on `device`: as many as fit the size of a chunk, but not so few as to be slow."""
+    fewest, size = (128, CPU_CHUNK_BYTES) if device.type == "cpu" else (1024, GPU_CHUNK_BYTES)
+    return max(fewest, size // (dtype.itemsize * vocabulary))
 
 
 def wide(tensor: Tensor) -> torch.dtype:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
-from luthier.kernels.head import CPU_CHUNK_BYTES, GPU_CHUNK_BYTES
+from luthier.kernels.head import most_rows
 from luthier.models.activations.gauge import Gauge, GpuGauge, HostGauge
 from luthier.models.activations.offload import HostStore
 from luthier.models.activations.plain import plannable_layers
@@ -49,7 +49,7 @@ def plan_activations(
         mode=mode,
         share=GPU_SHARE if on_gpu else HOST_SHARE,
         demand=Demand(
-            _head_bytes(policy, on_gpu, micro_tokens),
+            _head_bytes(policy, micro_tokens),
             sum(map(_training_bytes, trained)),
             lambda: _present_bytes(trained, optimizer),
         ),
@@ -67,12 +67,18 @@ def tokens_in_flight(policy: Policy, batch: Batch) -> int:
     return sum(starts[s + 1] - starts[s] for path in batch.paths() for s in path)
 
 
-def _head_bytes(policy: Policy, on_gpu: bool, micro_tokens: int | None) -> int:
-    """A chunk of logits and what its gradient needs besides."""
-    chunk = GPU_CHUNK_BYTES if on_gpu else CPU_CHUNK_BYTES
+def _head_bytes(policy: Policy, micro_tokens: int | None) -> int:
+    """A chunk of logits and what its gradient needs besides; where the head is trained, its weights' gradient as it is
+    added up in fp32, with one chunk's share of it."""
+    first = next(policy.parameters())
+    vocabulary = policy.model.config.get_text_config().vocab_size
+    chunk = most_rows(first.device, first.dtype, vocabulary) * vocabulary * first.element_size()
     if micro_tokens is not None:
-        chunk = min(chunk, 4 * micro_tokens * policy.model.config.get_text_config().vocab_size)
-    return 2 * chunk
+        chunk = min(chunk, 4 * micro_tokens * vocabulary)
+    head = policy.model.get_output_embeddings()
+    trained = [p for p in head.parameters() if p.requires_grad] if isinstance(head, torch.nn.Module) else []
+    own = sum(p.numel() * (4 + p.element_size()) for p in trained)
+    return 2 * chunk + own
 
 
 def _training_bytes(parameter: Tensor) -> int:

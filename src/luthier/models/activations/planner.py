@@ -25,6 +25,7 @@ Result = TypeVar("Result")
 
 CAUTION = 0.85  # share of the budget that is used before anything was measured
 YIELD = 0.75  # after running out of memory, what the plan needed is cut to this share, or further
+_OUT_OF_MEMORY = ("DefaultCPUAllocator", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclass(frozen=True)
@@ -220,5 +221,8 @@ class _RandomState:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or in RAM."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether an allocation failed, on a GPU or in RAM: in torch's allocators, or in CUDA's libraries, which have no
+    error of their own for it."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(
+        said in str(error) for said in _OUT_OF_MEMORY
+    )
