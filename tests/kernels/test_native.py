@@ -77,6 +77,16 @@ def test_a_umask_that_lets_the_group_write_does_not_make_it_build_again(
     assert again is not None and again.path.stat().st_mtime_ns == written.st_mtime_ns
 
 
+def test_what_a_killed_build_left_is_removed_and_one_under_way_is_not(tmp_path: Path, sources: Path) -> None:
+    left, under_way = tmp_path / "cache" / "building-old", tmp_path / "cache" / "building-new"
+    for folder in (left, under_way):
+        folder.mkdir(parents=True)
+        (folder / "answer.o").write_text("half of it")
+    os.utime(left, (0, 0))
+    assert answer(native.build(tmp_path / "cache", sources=sources)) == 42
+    assert not left.exists() and (under_way / "answer.o").exists()
+
+
 def test_a_folder_open_to_others_is_closed(tmp_path: Path, sources: Path) -> None:
     (folder := tmp_path / "cache").mkdir()
     folder.chmod(0o777)

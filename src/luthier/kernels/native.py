@@ -21,6 +21,7 @@ import shutil
 import stat
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -51,6 +52,7 @@ FLAGS = (
 )
 THREADS = (("-fopenmp",), ("-fopenmp-simd",))  # the second for compilers that come without OpenMP: one thread
 _COMPILE_SECONDS = 120.0
+_UNDER_WAY = "building-"
 _TYPES = {"p": ctypes.c_void_p, "i": ctypes.c_int64, "f": ctypes.c_float, "d": ctypes.c_double}
 _enabled: ContextVar[bool] = ContextVar("native_enabled", default=True)
 
@@ -164,6 +166,7 @@ def build(folder: Path, compilers: Sequence[str] = COMPILERS, sources: Path = SO
         fault = f"There is no C++ compiler (looked for {', '.join(compilers)})."
         if found and (unsafe := _make_private(folder)):
             return Outcome(None, unsafe)
+        _sweep(folder)
         for compiler in found:  # an old one may fail where another works
             target = folder / f"{_key(compiler, sources)}.so"
             if target.exists() and _is_ours(target):
@@ -186,6 +189,14 @@ def _make_private(folder: Path) -> str:
     if stat.S_IMODE(found.st_mode) != 0o700:
         folder.chmod(0o700)
     return ""
+
+
+def _sweep(folder: Path) -> None:
+    """Removes what processes left behind that ended while they compiled."""
+    for left in folder.glob(f"{_UNDER_WAY}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 10 * _COMPILE_SECONDS:  # nobody works in it any more
+                shutil.rmtree(left)
 
 
 def _is_ours(file: Path) -> bool:
@@ -217,7 +228,7 @@ def _compile(compiler: str, sources: Path, target: Path) -> str:
     """Builds `target`, whole or not at all, however many processes try at once. Returns the fault, if any."""
     fault = ""
     for threads in THREADS:
-        with tempfile.TemporaryDirectory(dir=target.parent) as folder:
+        with tempfile.TemporaryDirectory(prefix=_UNDER_WAY, dir=target.parent) as folder:
             fault = _build_in(Path(folder), [compiler, *FLAGS, *threads], sources)
             if not fault:
                 made = Path(folder, "native.so")
