@@ -2,8 +2,8 @@
 
     y = x·Wᵀ + bias + s · ((x ∘ mask)·Aᵀ)·Bᵀ
 
-`reference` is the definition. `lora_linear` is what models call: the same sum with fewer passes over memory.
-A fused kernel will take its place behind the same signature.
+`reference` is the definition. `lora_linear` is the same sum with fewer passes over memory, for layers that run plain;
+fused layers put the update into the product itself (linears.py).
 
 Precision: everything is computed in the dtype of x. The fp32 masters A and B are cast to it once per call;
 the product with Aᵀ is scaled by s while it is only r wide; the two products are then added. Gradients reach
