@@ -248,7 +248,6 @@ def test_a_loaded_adapter_can_be_frozen_and_fp16_files_become_fp32_masters(tmp_p
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"use_dora": True}, "use_dora=True"),
     ({"bias": "lora_only"}, "bias='lora_only'"),
     ({"lora_bias": True}, "lora_bias=True"),
     ({"peft_type": "IA3"}, "peft_type='IA3'"),
@@ -256,7 +255,7 @@ UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
     ({"target_parameters": ["w"]}, "target_parameters=['w']"),
     ({"layer_replication": [[0, 1]]}, "layer_replication=[[0, 1]]"),
     ({"of_the_future": 3}, "of_the_future=3"),
-    ({"use_dora": True, "bias": "all"}, "bias='all', use_dora=True"),
+    ({"lora_bias": True, "bias": "all"}, "bias='all', lora_bias=True"),
 ]
 
 

@@ -14,7 +14,7 @@ from luthier.errors import ConfigError
 from luthier.models.load import load_model
 from luthier.optim.adamw import AdamW
 from luthier.runs.folder import RunFolder
-from luthier.training.weights import rules_of
+from luthier.training.weights import rules_of_groups
 from tiny_models import tiny_llama, tiny_smollm
 from tiny_runs import tiny_config
 
@@ -24,7 +24,7 @@ def groups_of(model: nn.Module, *sections: dict[str, Any]) -> dict[str, tuple[fl
     named = list(model.named_parameters())
     for _, parameter in named:
         parameter.grad_dtype = torch.float32  # type: ignore[attr-defined]
-    rules = rules_of([GroupSection(**one) for one in sections], named, model)
+    rules = rules_of_groups([GroupSection(**one) for one in sections], named, model)
     built = AdamW(weight_decay=0.1).build(named, 1.0, rules)
     found = {id(p): (g["lr"], g["weight_decay"]) for g in built.param_groups for p in g["params"]}
     assert len(found) == len(named) == sum(len(g["params"]) for g in built.param_groups)

@@ -165,7 +165,12 @@ def _weights(config: Config) -> str:
         else ", ".join(lora.target)
     )
     extra = f"; whole: {', '.join(lora.modules_to_save)}" if lora.modules_to_save else ""
-    return f"LoRA of rank {lora.rank}, alpha {alpha:g}, on {target}{extra}"
+    if lora.start is not None:
+        return f"going on with the adapter of {lora.start}"
+    layers = f" in layers {lora.layers}" if lora.layers is not None else ""
+    begun = f", started by {lora.init}" if lora.init != "kaiming" else ""
+    kind = "DoRA" if lora.dora else "LoRA"
+    return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}"
 
 
 def _evaluation(config: Config) -> str:

@@ -7,13 +7,13 @@ clipping off). Values are not converted between kinds: `"2"` is text and `yes` i
 Relative paths start at the current folder, as in a shell. Nothing here imports torch.
 """
 
-import re
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from luthier.config.data_section import DataSection
 from luthier.config.forms import KeysAlone, Shorthand
+from luthier.config.lora_section import LoraSection
 from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
 from luthier.config.reference_section import ReferenceSection
@@ -76,38 +76,6 @@ class MethodSection(Section):
     def options(self) -> dict[str, Any]:
         """The method's own keys."""
         return dict(self.model_extra or {})
-
-
-class LoraSection(Section):
-    """Low-rank adapters (Hu et al., 2021, arXiv:2106.09685). Without this section all weights are tuned."""
-
-    rank: Positive = 16
-    """Rank r of the update B·A."""
-
-    alpha: Annotated[float, Field(gt=0)] | None = None
-    """The update is scaled by alpha / r (by alpha / sqrt(r) with `rslora`). Absent: twice the rank."""
-
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the adapter's inputs that are dropped in training."""
-
-    rslora: bool = False
-    """Rank-stabilised scaling (Kalajdzievski, 2023, arXiv:2312.03732)."""
-
-    target: Text | Annotated[list[Text], Field(min_length=1)] = "all"
-    """`all` linear layers but the head, a list of module names, or one regular expression for full names."""
-
-    modules_to_save: list[Text] = Field(default_factory=list)
-    """Modules trained whole and kept in the adapter, such as `embed_tokens`, `lm_head`."""
-
-    @model_validator(mode="after")
-    def _target_is_an_expression(self) -> Self:
-        if isinstance(self.target, str):
-            try:
-                re.compile(self.target)
-            except (re.error, OverflowError, RecursionError) as error:
-                text = f'lora.target is "{self.target}", which is no regular expression: {error}'
-                raise impossible(Problem("lora.target", text)) from None
-        return self
 
 
 class TrainSection(Section):

@@ -1,7 +1,7 @@
 """Adapter and base model on disk become one model folder, shard by shard; no model is built, one shard is
 in memory.
 
-    W' = W + s · B·A, computed in fp32, rounded once to the dtype that W has on disk
+    W' = W + s · B·A (with DoRA's lengths, if it has them), computed in fp32, rounded once to the dtype of W on disk
 
 Names, classes and ties come from an empty model (on the meta device, so without weights), and from
 transformers' own table of names that it changes while loading. Everything that is not a targeted weight is
@@ -25,8 +25,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from luthier.errors import ModelError, RunError
 from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_adapter, read_adapter
 from luthier.models.checkpoint_names import checkpoint_names
-from luthier.models.lora import add_update, low_rank_update
 from luthier.models.lora_targets import owners
+from luthier.models.lora_weight import updated
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
 from luthier.runs.atomic import atomic_folder
@@ -240,8 +240,8 @@ def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
         return change.to(weight.dtype)
     if isinstance(change, PlannedTokens):
         return weight.index_copy(0, torch.tensor(change.tokens), change.rows_ND.to(weight.dtype))
-    update = low_rank_update(change.a_RK.float(), change.b_MR.float(), change.scale, change.transposed)
-    return add_update(weight, update).contiguous()
+    factors = change.a_RK.float(), change.b_MR.float()
+    return updated(weight, factors, change.scale, change.transposed, change.magnitude_M).contiguous()
 
 
 def _copy_description(base: Path, adapter: Path, out: Path) -> None:

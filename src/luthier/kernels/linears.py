@@ -31,11 +31,32 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class LowRank:
-    """The update s·B·A of a layer's weight. A [R, K] and B [M, R] are masters in at least fp32."""
+    """The update s·B·A of a layer's weight. A [R, K] and B [M, R] are masters in at least fp32.
+
+    With `start`, two further factors A₀ and B₀ of the same shapes that are never trained: s·(B·A + B₀·A₀).
+    """
 
     a_RK: Tensor
     b_MR: Tensor
     scale: float
+    start: tuple[Tensor, Tensor] | None = None
+    magnitude_M: Tensor | None = None
+    """Trained lengths of the outputs' rows; only `lengths.py` reads them."""
+
+    @property
+    def all_a(self) -> list[Tensor]:
+        """A, and A₀ if there is one."""
+        return [self.a_RK] if self.start is None else [self.a_RK, self.start[0]]
+
+    @property
+    def all_b(self) -> list[Tensor]:
+        """B, and B₀ if there is one."""
+        return [self.b_MR] if self.start is None else [self.b_MR, self.start[1]]
+
+    @property
+    def columns(self) -> int:
+        """How many columns it takes in the tails."""
+        return sum(len(a_RK) for a_RK in self.all_a)
 
 
 @dataclass(frozen=True)
@@ -47,14 +68,18 @@ class Linear:
     update: LowRank | None = None
 
 
-def reference(x_TK: Tensor, layers: Sequence[Linear]) -> Tensor:
+def reference(
+    x_TK: Tensor, layers: Sequence[Linear], mask: Tensor | None = None, dropout: float = 0.0
+) -> Tensor:
     """The definition: each layer alone, its update apart. Returns [T, M], the outputs side by side."""
     outputs = []
+    dropped_TK = x_TK if mask is None else x_TK * mask / (1 - dropout)
     for layer in layers:
         y = F.linear(x_TK, layer.weight_MK, layer.bias_M)
         if (update := layer.update) is not None:
-            low = update.scale * F.linear(x_TK, update.a_RK.to(x_TK.dtype))
-            y = y + F.linear(low, update.b_MR.to(x_TK.dtype))
+            for a_RK, b_MR in zip(update.all_a, update.all_b, strict=True):
+                low = update.scale * F.linear(dropped_TK, a_RK.to(x_TK.dtype))
+                y = y + F.linear(low, b_MR.to(x_TK.dtype))
         outputs.append(y)
     return torch.cat(outputs, -1)
 
@@ -71,18 +96,48 @@ class Linears:
     num_out: int
     spare: int = 0
     parameters: list[Tensor]
+    dropout: float = 0.0
+    """Share of the updates' inputs that are dropped while `training()`; one mask for all layers."""
 
-    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
-        """Writes x·Wᵀ + bias (+ `add_to`) into `out_TM` and returns it; fills the spare columns of `wide_x`."""
+    @staticmethod
+    def training() -> bool:
+        """Whether inputs are dropped now; whoever builds the group says how that is known."""
+        return False
+
+    def draw_mask(self, like: Tensor) -> Tensor | None:
+        """Which inputs of the updates stay in one pass over the tokens of `like`, [T, K]; None: all."""
+        if not (self.dropout and self.spare and self.training()):
+            return None
+        size = len(like), self.num_in
+        return torch.empty(size, dtype=torch.bool, device=like.device).bernoulli_(1 - self.dropout)
+
+    def forward(
+        self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
+        """Writes x·Wᵀ + bias (+ `add_to`) into `out_TM` and returns it; fills the spare columns of `wide_x`.
+
+        `mask` is what `draw_mask` gave; the gradients need the same.
+        """
         raise NotImplementedError
 
-    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None, mask: Tensor | None = None) -> None:
         """Fills the spare columns of `wide_grad`, and writes the gradient of x into `grad_x` if given."""
         raise NotImplementedError
 
-    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
-        """The gradients of `parameters`, from both buffers with their spare columns filled."""
+    def parameter_gradients(
+        self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
+    ) -> list[Tensor]:
+        """The gradients of `parameters`, from both buffers with their spare columns filled.
+
+        `made` is what `forward` wrote without `add_to`, where it is still there; it may save making it again.
+        """
         raise NotImplementedError
+
+    def refresh(self) -> None:
+        """Follows the weights; called before every pass."""
+
+    def unpack(self) -> None:
+        """Gives the layers' weights storage of their own again."""
 
 
 class SeparateLinears(Linears):
@@ -96,13 +151,15 @@ class SeparateLinears(Linears):
         tensors = [t for layer in layers for t in (layer.weight_MK, layer.bias_M) if t is not None]
         self.parameters = [tensor for tensor in tensors if tensor.requires_grad]
 
-    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+    def forward(
+        self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         for layer, columns in self._slices():
             part = None if add_to is None else add_to[:, columns]
             _product(wide_x, layer.weight_MK, layer.bias_M, part, out_TM[:, columns])
         return out_TM
 
-    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None, mask: Tensor | None = None) -> None:
         if grad_x is None:
             return
         for number, (layer, columns) in enumerate(self._slices()):
@@ -111,7 +168,9 @@ class SeparateLinears(Linears):
             else:
                 grad_x.addmm_(wide_grad[:, columns], layer.weight_MK)
 
-    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
+    def parameter_gradients(
+        self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
+    ) -> list[Tensor]:
         gradients = []
         for layer, columns in self._slices():
             grad = wide_grad[:, columns]
@@ -141,9 +200,10 @@ class PackedLinears(Linears):
         self.layers = list(layers)
         self.num_in = layers[0].weight_MK.shape[1]
         self.outs = _ranges([layer.weight_MK.shape[0] for layer in layers])
-        self.lows = _ranges([layer.update.a_RK.shape[0] if layer.update else 0 for layer in layers])
+        self.lows = _ranges([layer.update.columns if layer.update else 0 for layer in layers])
         self.num_out, self.spare = self.outs[-1].stop, self.lows[-1].stop
-        self.parameters = [t for layer in layers if (u := layer.update) for t in (u.a_RK, u.b_MR)]
+        masters = [t for layer in layers if (u := layer.update) for t in (u.a_RK, u.b_MR)]
+        self.parameters = [master for master in masters if master.requires_grad]
         self.bias_M = self._biases()
         self._pack()
 
@@ -158,35 +218,51 @@ class PackedLinears(Linears):
         tails_of_a, tails_of_b, scaled_a, masters_of_b = [], [], [], []
         for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
             if (update := layer.update) is not None:
-                tails_of_a.append(self._scaled_a()[lows])
-                tails_of_b.append(self.buffer[outs, self.num_in :][:, lows])
-                scaled_a.append(update.a_RK * update.scale)
-                masters_of_b.append(update.b_MR)
+                sizes = [len(a_RK) for a_RK in update.all_a]
+                tails_of_a += self._scaled_a()[lows].split(sizes)
+                tails_of_b += self.buffer[outs, self.num_in :][:, lows].split(sizes, 1)
+                scaled_a += [a_RK * update.scale for a_RK in update.all_a]
+                masters_of_b += update.all_b
         if scaled_a:
             torch._foreach_copy_(tails_of_a + tails_of_b, scaled_a + masters_of_b)  # pyright: ignore[reportPrivateImportUsage]
 
-    def forward(self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None) -> Tensor:
+    def forward(
+        self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         if self.spare:
-            torch.mm(wide_x[:, : self.num_in], self._scaled_a().T, out=wide_x[:, self.num_in :])
+            torch.mm(self._stays(wide_x, mask), self._scaled_a().T, out=wide_x[:, self.num_in :])
+            if mask is not None:
+                wide_x[:, self.num_in :].div_(1 - self.dropout)
         return _product(wide_x, self.buffer[: self.num_out], self.bias_M, add_to, out_TM)
 
-    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None) -> None:
+    def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None, mask: Tensor | None = None) -> None:
         if self.spare:
             b_MR = self.buffer[: self.num_out, self.num_in :]
             torch.mm(wide_grad[:, : self.num_out], b_MR, out=wide_grad[:, self.num_out :])
-        if grad_x is not None:
+        if mask is not None:
+            wide_grad[:, self.num_out :].div_(1 - self.dropout)
+            if grad_x is not None:
+                torch.mm(wide_grad[:, : self.num_out], self.buffer[: self.num_out, : self.num_in], out=grad_x)
+                grad_x.add_((wide_grad[:, self.num_out :] @ self._scaled_a()).mul_(mask))
+        elif grad_x is not None:
             torch.mm(wide_grad, self.buffer[:, : self.num_in], out=grad_x)
 
-    def parameter_gradients(self, wide_grad: Tensor, wide_x: Tensor) -> list[Tensor]:
+    def parameter_gradients(
+        self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
+    ) -> list[Tensor]:
         if not self.spare:
             return []
-        grad_a_RK = wide_grad[:, self.num_out :].T @ wide_x[:, : self.num_in]
+        trains_a = any(layer.update.a_RK.requires_grad for layer in self.layers if layer.update)
+        grad_a_RK = wide_grad[:, self.num_out :].T @ self._stays(wide_x, mask) if trains_a else None
         low_TR = wide_x[:, self.num_in :]
         gradients = []
         for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
             if (update := layer.update) is not None:
-                gradients.append(grad_a_RK[lows].to(update.a_RK.dtype) * update.scale)
-                gradients.append((wide_grad[:, outs].T @ low_TR[:, lows]).to(update.b_MR.dtype))
+                trained = slice(lows.start, lows.start + len(update.a_RK))
+                if grad_a_RK is not None and update.a_RK.requires_grad:
+                    gradients.append(grad_a_RK[trained].to(update.a_RK.dtype) * update.scale)
+                if update.b_MR.requires_grad:
+                    gradients.append((wide_grad[:, outs].T @ low_TR[:, trained]).to(update.b_MR.dtype))
         return gradients
 
     def unpack(self) -> None:
@@ -206,6 +282,11 @@ class PackedLinears(Linears):
             (layer, self.buffer[outs, : self.num_in])
             for layer, outs in zip(self.layers, self.outs, strict=True)
         ]
+
+    def _stays(self, wide_x: Tensor, mask: Tensor | None) -> Tensor:
+        """The inputs of the updates, not yet divided by the share that stays."""
+        x_TK = wide_x[:, : self.num_in]
+        return x_TK if mask is None else x_TK * mask
 
     def _scaled_a(self) -> Tensor:
         return self.buffer[self.num_out :, : self.num_in]

@@ -1,8 +1,10 @@
 """Adapters on disk, in PEFT's format, both ways: adapter_config.json and adapter_model.safetensors."""
 
 import json
+import math
 import re
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from luthier.errors import ModelError
 from luthier.models.adapter_plan import (
     CONFIG_NAME,
+    MAGNITUDE,
     PREFIX,
     WEIGHTS_NAME,
     misfit,
@@ -49,7 +52,7 @@ def save_adapter(model: nn.Module, folder: Path, *, base_name: str, revision: st
     """
     config = _config(model, base_name, revision)
     # Copies, because tied weights may not share memory in a safetensors file.
-    tensors = {key: tensor.cpu().clone().contiguous() for key, tensor in _named_tensors(model).items()}
+    tensors = {key: parts.whole().cpu().clone().contiguous() for key, parts in _named_tensors(model).items()}
     content = save(tensors, {"format": "pt"})
     folder.mkdir(parents=True, exist_ok=True)
     atomic_write_bytes(folder / WEIGHTS_NAME, content)
@@ -78,7 +81,8 @@ def attach_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) ->
             rows_ND.copy_(group.rows_ND)
     for name, planned in plan.linears.items():
         base = model.get_submodule(name)
-        put(model, name, LoraLinear(base, planned.rank, planned.alpha, plan.dropout, planned.rslora))
+        dora = planned.magnitude_M is not None
+        put(model, name, LoraLinear(base, planned.rank, planned.alpha, plan.dropout, planned.rslora, dora))
     for name, weights in plan.saved.items():
         _whole(model, name).base.load_state_dict(dict(weights))
     with torch.no_grad():
@@ -87,6 +91,8 @@ def attach_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) ->
             assert isinstance(module, LoraLinear)
             module.lora_A.copy_(planned.a_RK)
             module.lora_B.copy_(planned.b_MR)
+            if module.lora_magnitude is not None and planned.magnitude_M is not None:
+                module.lora_magnitude.copy_(planned.magnitude_M)
     if not trainable:
         model.requires_grad_(False)
     return report(model)
@@ -103,37 +109,74 @@ def load_adapter(model: nn.Module, folder: Path, *, trainable: bool = True) -> L
     if not present:
         return attach_adapter(model, folder, trainable=trainable)
     files = read_adapter(folder)
-    targets = {key.removeprefix(PREFIX): tensor for key, tensor in _named_tensors(model).items()}
-    faults = mismatches({key: tuple(tensor.shape) for key, tensor in targets.items()}, files.tensors)
+    targets = {key.removeprefix(PREFIX): parts for key, parts in _named_tensors(model).items()}
+    faults = mismatches({key: tuple(parts.whole().shape) for key, parts in targets.items()}, files.tensors)
     for name, module in present.items():
-        if isinstance(module, LoraLinear) and (scale := scale_of(files.config, name)) != module.scale:
+        if not isinstance(module, LoraLinear):
+            continue
+        if not math.isclose(scale := scale_of(files.config, name), module.scale, rel_tol=1e-9):
             faults.append(f"other scale: {name} has {scale:g} in the file, {module.scale:g} in the model")
     if faults:
         raise misfit(model, files, faults)
     with torch.no_grad():
-        for key, tensor in targets.items():
-            tensor.copy_(files.tensors[key])
+        for key, parts in targets.items():
+            parts.take(files.tensors[key])
     if not trainable:
         model.requires_grad_(False)
     return report(model)
 
 
-def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The adapter's tensors, not copies, by PEFT's keys. Tied weights stand under each of their names."""
-    tensors: dict[str, Tensor] = {}
+@dataclass(frozen=True)
+class Parts:
+    """A tensor of a file, and the adapter's tensors, not copies, that it is made of: one after the other along `dim`.
+
+    An adapter that started as something (`LoraLinear.begin`) is one of twice its rank in PEFT's format.
+    """
+
+    tensors: tuple[Tensor, ...]
+    dim: int = 0
+
+    def whole(self) -> Tensor:
+        """The tensor as the file has it."""
+        return self.tensors[0] if len(self.tensors) == 1 else torch.cat(self.tensors, self.dim)
+
+    def take(self, whole: Tensor) -> None:
+        """Copies what the file has into the adapter."""
+        if len(self.tensors) == 1:
+            self.tensors[0].copy_(whole)
+            return
+        sizes = [tensor.shape[self.dim] for tensor in self.tensors]
+        for tensor, part in zip(self.tensors, whole.split(sizes, self.dim), strict=True):
+            tensor.copy_(part)
+
+
+def _named_tensors(model: nn.Module) -> dict[str, Parts]:
+    """The adapter's tensors by PEFT's keys. Tied weights stand under each of their names."""
+    tensors: dict[str, Parts] = {}
     rows: set[int] = set()
     for name, module in adapters(model).items():
         if isinstance(module, LoraLinear):
-            tensors[f"{PREFIX}{name}.lora_A.weight"] = module.lora_A.detach()
-            tensors[f"{PREFIX}{name}.lora_B.weight"] = module.lora_B.detach()
+            all_a = [part.detach() for part in (module.lora_A, module.start_A) if part is not None]
+            all_b = [part.detach() for part in (module.lora_B, module.start_B) if part is not None]
+            tensors[f"{PREFIX}{name}.lora_A.weight"] = Parts(tuple(all_a))
+            tensors[f"{PREFIX}{name}.lora_B.weight"] = Parts(tuple(all_b), dim=1)
+            if module.lora_magnitude is not None:
+                tensors[f"{PREFIX}{name}.{MAGNITUDE}"] = Parts((module.lora_magnitude.detach(),))
         elif isinstance(module, TokenRows):
             if id(module.rows) not in rows:  # of those that share them, the first has them in PEFT's files
                 rows.add(id(module.rows))
-                tensors[PREFIX + rows_key([name])] = module.rows.detach()
+                tensors[PREFIX + rows_key([name])] = Parts((module.rows.detach(),))
         else:
             weights = module.base.state_dict().items()
-            tensors.update({f"{PREFIX}{name}.{part}": weight for part, weight in weights})
+            tensors.update({f"{PREFIX}{name}.{part}": Parts((weight,)) for part, weight in weights})
     return tensors
+
+
+def _shape_in_files(module: LoraLinear) -> tuple[int, float]:
+    """Rank and alpha that stand in PEFT's format for all of the module's factors, with the module's scale."""
+    ranks = module.rank if module.start_A is None else module.rank + len(module.start_A)
+    power = 0.5 if module.rslora else 1.0
+    return ranks, module.alpha * (ranks / module.rank) ** power
 
 
 def _whole(model: nn.Module, name: str) -> WholeModule:
@@ -149,14 +192,15 @@ def _config(model: nn.Module, base_name: str, revision: str | None) -> dict[str,
     saved = [name for name, module in present.items() if isinstance(module, WholeModule)]
     if not linears:
         raise ModelError("This model has no LoRA adapter to save. Put one on it first (`apply_lora`).")
-    for setting in ("dropout", "rslora"):
+    for setting in ("dropout", "rslora", "dora"):
         if len(found := {getattr(module, setting) for module in linears.values()}) > 1:
             raise ModelError(
                 f"PEFT's format holds one {setting} for all modules, not {sorted(found)}. Make it one."
             )
     first = next(iter(linears.values()))
-    rank = Counter(module.rank for module in linears.values()).most_common(1)[0][0]
-    alpha = Counter(module.alpha for module in linears.values()).most_common(1)[0][0]
+    shapes = {name: _shape_in_files(module) for name, module in linears.items()}
+    rank = Counter(own_rank for own_rank, _ in shapes.values()).most_common(1)[0][0]
+    alpha = Counter(own_alpha for _, own_alpha in shapes.values()).most_common(1)[0][0]
     paths = _base_names(model)
     # In PEFT a name in modules_to_save stands for every module whose name ends in it, dot or no dot.
     saved_by = exact_names(saved, paths, lambda name, path: path.endswith(name))
@@ -171,14 +215,14 @@ def _config(model: nn.Module, base_name: str, revision: str | None) -> dict[str,
         "lora_alpha": _plain(alpha),
         "lora_dropout": first.dropout,
         "use_rslora": first.rslora,
-        "use_dora": False,
+        "use_dora": first.dora,
         "bias": "none",
         "fan_in_fan_out": any(module.transposed for module in linears.values()),
         "init_lora_weights": True,
         "target_modules": sorted(exact_names(list(linears), free, named)),
         "modules_to_save": saved_by or None,
-        "rank_pattern": {_anchored(n): m.rank for n, m in linears.items() if m.rank != rank},
-        "alpha_pattern": {_anchored(n): _plain(m.alpha) for n, m in linears.items() if m.alpha != alpha},
+        "rank_pattern": {_anchored(n): r for n, (r, _) in shapes.items() if r != rank},
+        "alpha_pattern": {_anchored(n): _plain(a) for n, (_, a) in shapes.items() if a != alpha},
         "layers_to_transform": None,
         "layers_pattern": None,
     }

@@ -22,12 +22,14 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
-from luthier.models.lora import lora_scale
 from luthier.models.lora_targets import inside, is_linear, named, owners
+from luthier.models.lora_weight import lora_scale
 from luthier.models.planned_tokens import rows_key, token_groups
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
+MAGNITUDE = "lora_magnitude_vector"
+"""DoRA's lengths in PEFT's files."""
 
 # What a setting of PEFT may hold for the adapter to be plain LoRA; anything else changes its meaning.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
@@ -39,7 +41,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 _READ = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "modules_to_save",
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "ensure_weight_tying",
-    "trainable_token_indices",
+    "trainable_token_indices", "use_dora",
 }  # fmt: skip
 _SILENT = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -66,6 +68,8 @@ class PlannedLinear:
     alpha: float
     rslora: bool
     transposed: bool
+    magnitude_M: Tensor | None = None
+    """DoRA's lengths of the rows of the updated weight."""
 
     @property
     def rank(self) -> int:
@@ -156,6 +160,7 @@ def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
                 alpha=_per_module(config, "alpha_pattern", "lora_alpha", name),
                 rslora=rslora,
                 transposed=isinstance(model.get_submodule(name), Conv1D),
+                magnitude_M=files.tensors.get(f"{name}.{MAGNITUDE}"),
             )
             for name in linear_names
         },
@@ -279,6 +284,8 @@ def _expected_shapes(
         outputs, inputs = weight.shape if not isinstance(module, Conv1D) else weight.shape[::-1]
         rank = _per_module(config, "rank_pattern", "r", name)
         shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"] = (rank, inputs), (outputs, rank)
+        if config.get("use_dora"):
+            shapes[f"{name}.{MAGNITUDE}"] = (outputs,)
     for name in saved_names:
         weights = model.get_submodule(name).state_dict().items()
         shapes.update({f"{name}.{part}": tuple(weight.shape) for part, weight in weights})

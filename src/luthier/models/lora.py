@@ -8,49 +8,47 @@ attributes. Nothing is kept outside the model.
 Shape suffixes: K inputs, M outputs, R rank.
 """
 
-import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
+from luthier.kernels.dora import row_norms
 from luthier.kernels.lora_linear import dropout_mask, lora_linear
+from luthier.models.lora_init import load_init
+from luthier.models.lora_patterns import in_layers, settings_of
 from luthier.models.lora_targets import match_saved, match_targets, owners
+from luthier.models.lora_weight import lora_scale, low_rank_update, updated
+from luthier.models.swap import put, untie
 from luthier.models.token_rows import TokenRows, token_holders
-
-
-def lora_scale(rank: int, alpha: float, rslora: bool) -> float:
-    """Factor on the update B·A: alpha / r, or alpha / √r when rank-stabilised (arXiv:2312.03732)."""
-    return alpha / (math.sqrt(rank) if rslora else rank)
-
-
-def low_rank_update(a_RK: Tensor, b_MR: Tensor, scale: float, transposed: bool) -> Tensor:
-    """The change of the weight that an adapter stands for: s · B·A, [M, K], or [K, M] if `transposed`."""
-    delta_MK = (b_MR @ a_RK) * scale
-    return delta_MK.T if transposed else delta_MK
-
-
-def add_update(weight: Tensor, delta: Tensor) -> Tensor:
-    """Weight plus update, summed in at least fp32 and rounded once to the weight's dtype."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + delta.to(wide)).to(weight.dtype)
+from luthier.models.whole_module import WholeModule
 
 
 class LoraLinear(nn.Module):
     """A frozen linear layer and its low-rank update: y = base(x) + s · drop(x)·Aᵀ·Bᵀ.
 
-    `lora_A` [R, K] and `lora_B` [M, R] are fp32 masters. `weight` is the weight that is in effect, update
-    included, so that code which reads it instead of calling the module computes the same function;
+    `lora_A` [R, K] and `lora_B` [M, R] are fp32 masters. If they started as something (`begin`), that is kept beside
+    them, never trained, and taken off again: s · (B·A - B₀·A₀); `factors` are both. `weight` is the weight that is in
+    effect, update included, so that code which reads it instead of calling the module computes the same function;
     `base.weight` is the frozen one.
+
+    With `dora` (arXiv:2402.09353) every output's row of the weight in effect has the trained length `lora_magnitude`
+    [M]: y = m / ‖W + s·B·A‖ ∘ (W·x + s·B·A·drop(x)) + bias.
     """
 
-    def __init__(self, base: nn.Module, rank: int, alpha: float, dropout: float = 0.0, rslora: bool = False):
+    def __init__(
+        self,
+        base: nn.Module,
+        rank: int,
+        alpha: float,
+        dropout: float = 0.0,
+        rslora: bool = False,
+        dora: bool = False,
+    ):
         super().__init__()
         self.base = base.requires_grad_(False)
         self.transposed = isinstance(base, Conv1D)
@@ -60,6 +58,11 @@ class LoraLinear(nn.Module):
         wide = torch.promote_types(frozen.dtype, torch.float32)
         self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, dtype=wide, device=frozen.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=wide, device=frozen.device))
+        self.start_A: Tensor | None
+        self.start_B: Tensor | None
+        self.register_buffer("start_A", None)
+        self.register_buffer("start_B", None)
+        self.lora_magnitude = nn.Parameter(self._norms()) if dora else None
 
     @classmethod
     def from_base(
@@ -70,17 +73,50 @@ class LoraLinear(nn.Module):
         dropout: float = 0.0,
         rslora: bool = False,
         generator: torch.Generator | None = None,
+        init: str = "kaiming",
+        dora: bool = False,
     ) -> "LoraLinear":
-        """A new adapter as PEFT starts it: A uniform in ±1/√K (Kaiming, a = √5), B zero: no change yet.
-
-        A is drawn on the CPU, so that a seed gives the same adapter on every device.
-        """
-        adapter = cls(base, rank, alpha, dropout, rslora)
-        drawn_RK = torch.empty(adapter.lora_A.shape)
-        nn.init.kaiming_uniform_(drawn_RK, a=math.sqrt(5), generator=generator)
-        with torch.no_grad():
-            adapter.lora_A.copy_(drawn_RK)
+        """A new adapter that changes nothing yet, started as `models/lora_init/` has it under `init`."""
+        adapter = cls(base, rank, alpha, dropout, rslora, dora)
+        weight = adapter._base_weight().detach()
+        weight_MK = weight.T if adapter.transposed else weight
+        adapter.begin(*load_init(init)(weight_MK, rank, adapter.scale, generator))
         return adapter
+
+    @torch.no_grad()
+    def begin(self, a_RK: Tensor, b_MR: Tensor) -> None:
+        """Starts from these factors. What they would change is taken off again; where B·A = 0, nothing need be.
+
+        Raises ModelError if they have not the adapter's rank, which may be more than the weight has directions.
+        """
+        if a_RK.shape != self.lora_A.shape or b_MR.shape != self.lora_B.shape:
+            raise ModelError(
+                f"lora.init finds {a_RK.shape[0]} directions in a weight of {self.out_features} by "
+                f"{self.in_features}, fewer than the rank {self.rank}. Lower lora.rank, or lower it for these modules "
+                "in lora.ranks."
+            )
+        self.lora_A.copy_(a_RK)
+        self.lora_B.copy_(b_MR)
+        if (b_MR @ a_RK).norm() > 1e-5 * b_MR.norm() * a_RK.norm():
+            self.start_A, self.start_B = self.lora_A.detach().clone(), -self.lora_B.detach()
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(self._norms())
+
+    @property
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of all that is added to the weight, what they started as included; differentiable."""
+        if self.start_A is None or self.start_B is None:
+            return self.lora_A, self.lora_B
+        return torch.cat([self.lora_A, self.start_A]), torch.cat([self.lora_B, self.start_B], 1)
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing has been learned: the layer computes what its base does."""
+        if self.lora_magnitude is not None and not torch.equal(self.lora_magnitude, self._norms()):
+            return False
+        if self.start_A is None or self.start_B is None:
+            return not bool(self.lora_B.any())
+        return torch.equal(self.lora_A, self.start_A) and torch.equal(self.lora_B, -self.start_B)
 
     @property
     def scale(self) -> float:
@@ -102,8 +138,7 @@ class LoraLinear(nn.Module):
         """The weight in effect, in the base's layout and dtype; differentiable in A and B."""
         if not self.enabled:
             return self._base_weight()
-        update = low_rank_update(self.lora_A, self.lora_B, self.scale, self.transposed)
-        return add_update(self._base_weight(), update)
+        return updated(self._base_weight(), self.factors, self.scale, self.transposed, self.lora_magnitude)
 
     @property
     def bias(self) -> Tensor | None:
@@ -113,14 +148,20 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.base(x)
+        a_RK, b_MR = self.factors
         mask = dropout_mask(x, self.dropout) if self.training and self.dropout > 0 else None
         if self._base_is_plain():
             weight = self._base_weight()
             weight_MK = weight.T if self.transposed else weight
-            return lora_linear(x, weight_MK, self.bias, self.lora_A, self.lora_B, self.scale, mask)
+            if self.lora_magnitude is None:
+                return lora_linear(x, weight_MK, self.bias, a_RK, b_MR, self.scale, mask)
+            return self._lengthened(lora_linear(x, weight_MK, None, a_RK, b_MR, self.scale, mask))
         dropped = x if mask is None else x * mask
-        low = self.scale * (dropped @ self.lora_A.to(x.dtype).T)
-        return self.base(x) + low @ self.lora_B.to(x.dtype).T
+        low = self.scale * (dropped @ a_RK.to(x.dtype).T)
+        y = self.base(x) + low @ b_MR.to(x.dtype).T
+        if self.lora_magnitude is None:
+            return y
+        return self._lengthened(y if self.bias is None else y - self.bias)
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and weight [M, K + R] whose product is the layer's: y = [x | s·drop(x)·Aᵀ] · [W | B]ᵀ."""
@@ -128,25 +169,51 @@ class LoraLinear(nn.Module):
         weight_MK, x = (weight.T if self.transposed else weight), x.to(weight.dtype)
         if not self.enabled:
             return x, weight_MK
+        a_RK, b_MR = self.factors
         mask = dropout_mask(x, self.dropout) if self.training and self.dropout > 0 else None
         dropped = x if mask is None else x * mask
-        low = self.scale * (dropped @ self.lora_A.to(x.dtype).T)
-        return torch.cat([x, low], -1), torch.cat([weight_MK, self.lora_B.to(weight.dtype)], 1)
+        low = self.scale * (dropped @ a_RK.to(x.dtype).T)
+        wide_weight = torch.cat([weight_MK, b_MR.to(weight.dtype)], 1)
+        if self.lora_magnitude is not None:
+            wide_weight = (wide_weight * self.gain_M[:, None]).to(weight.dtype)
+        return torch.cat([x, low], -1), wide_weight
 
     def delta_weight(self) -> Tensor:
-        """What the adapter adds to the base's weight, in the base's layout and the masters' fp32."""
+        """s · B·A in the base's layout and the masters' fp32; DoRA's lengths are no part of it."""
         with torch.no_grad():
-            return low_rank_update(self.lora_A, self.lora_B, self.scale, self.transposed)
+            return low_rank_update(*self.factors, self.scale, self.transposed)
 
     def merge(self) -> nn.Module:
-        """Adds the update to the base's weight, in place and rounded once, and returns the base."""
+        """Makes the update part of the base's weight, in place and rounded once, and returns the base."""
         with torch.no_grad():
             weight = self._base_weight()
-            weight.copy_(add_update(weight, self.delta_weight()))
+            weight.copy_(updated(weight, self.factors, self.scale, self.transposed, self.lora_magnitude))
         return self.base
 
+    @property
+    def dora(self) -> bool:
+        """Whether lengths of their own are trained."""
+        return self.lora_magnitude is not None
+
+    @property
+    def gain_M(self) -> Tensor:
+        """DoRA's factor on each output: m / ‖W + s·B·A‖. Differentiable in m alone."""
+        assert self.lora_magnitude is not None, "only with dora"
+        return self.lora_magnitude / self._norms()
+
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}, rslora={self.rslora}"
+        kind = f"dropout={self.dropout}, rslora={self.rslora}, dora={self.dora}"
+        return f"rank={self.rank}, alpha={self.alpha}, {kind}"
+
+    def _norms(self) -> Tensor:
+        """‖W + s·B·A‖ of each output, [M]."""
+        weight = self._base_weight().detach()
+        return row_norms(weight.T if self.transposed else weight, *self.factors, self.scale)
+
+    def _lengthened(self, y: Tensor) -> Tensor:
+        """DoRA's output from that without lengths and bias."""
+        y = (y * self.gain_M).to(y.dtype)
+        return y if self.bias is None else y + self.bias
 
     def _base_weight(self) -> Tensor:
         weight = self.base.weight
@@ -158,68 +225,6 @@ class LoraLinear(nn.Module):
         base = self.base
         own = type(base).forward not in (nn.Linear.forward, Conv1D.forward) or "forward" in vars(base)
         return not (own or base._forward_hooks or base._forward_pre_hooks)
-
-
-class WholeModule(nn.Module):
-    """A module whose own weights are trained, as fp32 masters, while it goes on computing in its own dtype.
-
-    `base` holds the masters. The weights it came with are kept beside them, for `disable_adapters`; they
-    are no part of the state. Attributes that are not found here are the base's; its weights are handed out
-    in the dtype it computes in.
-    """
-
-    def __init__(self, base: nn.Module, masters: dict[int, nn.Parameter]):
-        """`masters`: by the id of the parameter they stand for; shared between modules with tied weights."""
-        super().__init__()
-        self.base = base
-        self.enabled = True
-        self.names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
-        for index, name in enumerate(self.names):
-            owner, _, leaf = name.rpartition(".")
-            original = base.get_parameter(name)
-            if id(original) not in masters:
-                wide = torch.promote_types(original.dtype, torch.float32)
-                masters[id(original)] = nn.Parameter(original.detach().to(wide, copy=True))
-            setattr(base.get_submodule(owner), leaf, masters[id(original)])
-            self.register_buffer(f"original_{index}", original.detach(), persistent=False)
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        weights = self._weights()
-        if all(weight is self.base.get_parameter(name) for name, weight in weights.items()):
-            return self.base(*args, **kwargs)
-        return functional_call(self.base, weights, args, kwargs)
-
-    def original(self, name: str) -> Tensor:
-        """The weight that the module came with."""
-        return self.get_buffer(f"original_{self.names.index(name)}")
-
-    def restore(self, rounded: dict[int, nn.Parameter]) -> nn.Module:
-        """The base with its masters rounded to the dtype it came with, frozen. Call it once.
-
-        `rounded`: by the id of the master they come from; shared, so that tied weights stay tied.
-        """
-        for name in self.names:
-            owner, _, leaf = name.rpartition(".")
-            master = self.base.get_parameter(name)
-            if id(master) not in rounded:
-                weight = master.detach().to(self.original(name).dtype)
-                rounded[id(master)] = nn.Parameter(weight, requires_grad=False)
-            setattr(self.base.get_submodule(owner), leaf, rounded[id(master)])
-        return self.base
-
-    def _weights(self) -> dict[str, Tensor]:
-        if not self.enabled:
-            return {name: self.original(name) for name in self.names}
-        return {name: self.base.get_parameter(name).to(self.original(name).dtype) for name in self.names}
-
-    def __getattr__(self, name: str) -> Any:
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            base = super().__getattr__("base")
-        if name in self.names:
-            return self._weights()[name]
-        return getattr(base, name)
 
 
 Adapter = LoraLinear | WholeModule | TokenRows
@@ -246,25 +251,40 @@ def apply_lora(
     tokens: Sequence[int] = (),
     train_tokens: bool = True,
     generator: torch.Generator | None = None,
+    ranks: Mapping[str, int] | None = None,
+    alphas: Mapping[str, float] | None = None,
+    layers: str | Sequence[int] | None = None,
+    init: str = "kaiming",
+    dora: bool = False,
+    train_a: bool = True,
 ) -> LoraReport:
     """Puts new adapters on `model`, in place, and freezes all else. The model computes what it did before.
 
     `alpha`: twice the rank if absent. `target`: "all" (every linear layer but the head), names, or one
-    regular expression for full names. `modules_to_save` are trained whole, and so is every module that
-    shares their weights. The embeddings of `tokens` are part of the adapter, trained or not. Raises ModelError
-    where names do not fit the model or it has adapters already; the model is then unchanged.
+    regular expression for full names. `ranks` and `alphas` of single modules go before `rank` and `alpha`; only the
+    decoder `layers` get any; `init` is how they start; without `train_a` A stays as it starts. `modules_to_save` are
+    trained whole, and so is every module that shares their weights. The embeddings of `tokens` are part of the
+    adapter, trained or not. Raises ModelError where settings do not fit the model or it has adapters already; the
+    model is then unchanged.
     """
     refuse_adapted(model)
     saved = match_saved(model, modules_to_save)
-    targets = match_targets(model, target, saved)
+    targets = in_layers(match_targets(model, target, saved), layers)
+    shapes = settings_of(targets, rank, alpha, ranks or {}, alphas or {})
     holders = token_holders(model, saved, targets) if tokens else []
+    made = {
+        name: LoraLinear.from_base(
+            model.get_submodule(name), own_rank, own_alpha, dropout, rslora, generator, init, dora
+        )
+        for name, (own_rank, own_alpha) in shapes.items()
+    }
     model.requires_grad_(False)
     wrap_whole(model, saved)
     for names in holders:
         wrap_tokens(model, names, tokens).requires_grad_(train_tokens)
-    for name in targets:
-        base = model.get_submodule(name)
-        put(model, name, LoraLinear.from_base(base, rank, alpha or 2.0 * rank, dropout, rslora, generator))
+    for name, adapter in made.items():
+        adapter.lora_A.requires_grad_(train_a)
+        put(model, name, adapter)
     return report(model)
 
 
@@ -344,28 +364,6 @@ def wrap_tokens(model: nn.Module, names: Sequence[str], tokens: Sequence[int]) -
         put(model, name, wrapped)
     assert rows is not None, "somebody holds them"
     return rows
-
-
-def untie(model: nn.Module, name: str) -> None:
-    """Gives the module its own copy of a weight that it shared, and has the model's config say so."""
-    module = model.get_submodule(name)
-    weight = module.weight
-    assert isinstance(weight, nn.Parameter)
-    module.weight = nn.Parameter(weight.detach().clone(), requires_grad=weight.requires_grad)
-    config: Any = getattr(model, "config", None)
-    if config is not None:
-        config.tie_word_embeddings = False
-    # transformers keeps a second record of what is tied; a stale one would drop the copy on saving.
-    tied: Any = getattr(model, "all_tied_weights_keys", {})
-    for target in [key for key, source in tied.items() if f"{name}.weight" in (key, source)]:
-        del tied[target]
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    """Puts `module` in the place of the one at `name`, in this instance only."""
-    parent, _, leaf = name.rpartition(".")
-    module.train(model.get_submodule(name).training)
-    setattr(model.get_submodule(parent), leaf, module)
 
 
 def report(model: nn.Module) -> LoraReport:

@@ -17,7 +17,7 @@ _ELSEWHERE = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "
 def weights_key(policy: Policy) -> str:
     """A hash of all weights as they are loaded, of the model's configuration, and of the way that tokens take.
 
-    An adapter that changes nothing (B is zero) does not count, so that runs with other ranks or seeds find what was
+    An adapter that changes nothing does not count, so that runs with other ranks or seeds find what was
     made for the model beneath. Reads every weight once.
     """
     key = hashlib.sha256(json.dumps(_way(policy), sort_keys=True).encode())
@@ -34,15 +34,16 @@ def weights_key(policy: Policy) -> str:
 def _idle_adapters(policy: Policy) -> list[Tensor]:
     found = []
     for module in policy.modules():
-        if isinstance(module, LoraLinear) and not bool(module.lora_B.any()):
-            found += [module.lora_A, module.lora_B]
+        if isinstance(module, LoraLinear) and module.idle:
+            rest = (module.start_A, module.start_B, module.lora_magnitude)
+            found += [module.lora_A, module.lora_B, *(tensor for tensor in rest if tensor is not None)]
     return found
 
 
 def _way(policy: Policy) -> dict[str, object]:
     """What decides numbers besides weights."""
     config = {n: v for n, v in policy.model.config.to_dict().items() if n not in _ELSEWHERE}
-    scales = {n: m.scale for n, m in policy.named_modules() if isinstance(m, LoraLinear) and m.lora_B.any()}
+    scales = {n: m.scale for n, m in policy.named_modules() if isinstance(m, LoraLinear) and not m.idle}
     return {
         "config": repr(sorted(config.items())),
         "layout": policy.layout,

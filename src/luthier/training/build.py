@@ -109,7 +109,7 @@ def build_trainer(
         method,
         source,
         _plugin(luthier.optim, config.optim.name, config.optim.options).build(
-            trained, config.learning_rate, rules_of(config.optim.groups, trained, policy.model)
+            trained, config.learning_rate, rules_of(config, trained, policy.model)
         ),
         _schedule(config, total_steps),
         cluster,

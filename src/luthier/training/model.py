@@ -8,16 +8,17 @@ from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.kernels import native
 from luthier.kernels.attention_varlen import why_not
+from luthier.models.adapter_table import adapter_table
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer, resolve_model
-from luthier.models.lora import LoraReport, apply_lora
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.policy import Policy
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
 from luthier.models.value_head import Head
 from luthier.parallel.cluster import Cluster
+from luthier.training.adapt import adapt, begin_adapters
 from luthier.training.heads import load_head_model, modules_to_train, policy_maker
 from luthier.training.rows import Data
 
@@ -51,10 +52,10 @@ def build_policy(
     policy = choice.policy
     notes = [tokens.note()] if config.model.new_tokens else []
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(_adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
-    if config.model.fused:
-        _, line = fuse_checked(policy)
-        notes.append(line)
+    notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
+    notes += begin_adapters(config, policy, data.train)
+    fusion, line = fuse_checked(policy) if config.model.fused else (None, "model.fused is false")
+    notes += [line] * config.model.fused + adapter_table(policy.model, fusion, line)
     if config.model.compile:
         notes.append(compile_layers(policy.model))
     if (
@@ -92,26 +93,3 @@ def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
         tokens = add_tokens(tokenizer, config.model.new_tokens)
         place_tokens(model, tokens)
     return tokens
-
-
-def _adapt(config: Config, model: torch.nn.Module, tokens: list[int], besides: list[str]) -> str:
-    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which."""
-    lora = config.lora
-    if lora is None:
-        model.requires_grad_(True)
-        return "full fine-tuning"
-    report: LoraReport = apply_lora(
-        model,  # pyright: ignore[reportArgumentType]
-        rank=lora.rank,
-        alpha=lora.alpha,
-        dropout=lora.dropout,
-        rslora=lora.rslora,
-        target=lora.target,
-        modules_to_save=[*lora.modules_to_save, *besides],
-        tokens=tokens,
-        train_tokens=config.model.train_new_tokens,
-        generator=torch.Generator().manual_seed(config.seed % 2**63),
-    )
-    stacked = sum(p.dim() > 2 for p in model.parameters())
-    kept = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
-    return f"LoRA rank {lora.rank} on {len(report.targets)} layers{kept}"

@@ -119,6 +119,9 @@ def with_absolute_paths(config: Config) -> Config:
     teacher = config.teacher
     if teacher is not None:
         teacher = teacher.model_copy(update={"name": absolute(teacher.name)})
+    lora = config.lora
+    if lora is not None:
+        lora = lora.model_copy(update={"start": absolute(lora.start)})
     name = config.method.name
     method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
     return config.model_copy(
@@ -128,6 +131,7 @@ def with_absolute_paths(config: Config) -> Config:
             "method": method,
             "reference": reference,
             "checkpoint": checkpoint,
+            "lora": lora,
             "teacher": teacher,
         }
     )

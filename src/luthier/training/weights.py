@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from luthier.config.optim_section import GroupSection
+from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.models.lora_targets import input_embeddings, output_embeddings
 from luthier.models.new_tokens import token_weights
@@ -16,7 +17,16 @@ from luthier.optim.groups import Rule
 from luthier.training.loop import Trainer
 
 
-def rules_of(
+def rules_of(config: Config, trained: Sequence[tuple[str, nn.Parameter]], model: nn.Module) -> list[Rule]:
+    """The groups of weights with settings of their own: `optim.groups`, then B of adapters with `lora.plus_ratio`."""
+    rules = rules_of_groups(config.optim.groups, trained, model)
+    if config.lora is not None and config.lora.plus_ratio is not None:
+        chosen = frozenset(id(p) for name, p in trained if name.endswith(".lora_B"))
+        rules.append(Rule(chosen, config.learning_rate * config.lora.plus_ratio))
+    return rules
+
+
+def rules_of_groups(
     sections: Sequence[GroupSection], trained: Sequence[tuple[str, nn.Parameter]], model: nn.Module
 ) -> list[Rule]:
     """The weights that each of `optim.groups` means.

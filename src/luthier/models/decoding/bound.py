@@ -220,6 +220,8 @@ def _linear(name: str, module: Any) -> BoundLinear:
         raise CannotBind(f"{name} is a {type(base).__name__}")
     bias_N = None if base.bias is None else base.bias.detach()
     if isinstance(module, LoraLinear) and module.enabled:
-        a_RK, b_NR = module.lora_A.detach(), module.lora_B.detach()
+        if module.dora:
+            raise CannotBind(f"{name} has an adapter with lengths of its own (DoRA)")
+        a_RK, b_NR = (factor.detach() for factor in module.factors)
         return BoundLinear(base.weight.detach(), bias_N, a_RK, b_NR, module.scale)
     return BoundLinear(base.weight.detach(), bias_N)

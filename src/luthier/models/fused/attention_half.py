@@ -44,35 +44,37 @@ class AttentionHalf(Half):
 
     def forward(self, hidden_TD: Tensor, stream: Stream, keep: bool) -> tuple[Tensor, Kept]:
         wide_x, _ = self.residual.enter(hidden_TD, self.projections.spare)
-        qkv_TM = self._project(wide_x, keep and not self.recompute)
+        masks = mask_x, mask_out = self.draw_masks(hidden_TD)
+        qkv_TM = self._project(wide_x, keep and not self.recompute, mask_x)
         query, key, value, _ = self._heads(qkv_TM, stream, fresh=True)
         wide_out = self._wide_out(qkv_TM, keep)
         out_THd = self._as_heads(wide_out[:, : self._width], self.spec.num_heads)
         _, logsumexp = attend(query, key, value, stream.forest, self.spec.rule, out=out_THd)
-        out_TD, ends = self.residual.leave(hidden_TD, wide_out)
+        out_TD, ends = self.residual.leave(hidden_TD, wide_out, mask_out)
         if not keep:
             return out_TD, []
         if self.recompute:
-            return out_TD, [None, None, wide_out, logsumexp, *ends]
-        return out_TD, [qkv_TM, wide_x[:, self.projections.num_in :].clone(), wide_out, logsumexp, *ends]
+            return out_TD, [*masks, None, None, wide_out, logsumexp, *ends]
+        low_x = wide_x[:, self.projections.num_in :].clone()
+        return out_TD, [*masks, qkv_TM, low_x, wide_out, logsumexp, *ends]
 
     def backward(
         self, grad_TD: Tensor, hidden_TD: Tensor, kept: Kept, stream: Stream, need_hidden: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        qkv_TM, low_x, wide_out, logsumexp, *ends = kept
+        mask_x, mask_out, qkv_TM, low_x, wide_out, logsumexp, *ends = kept
         assert wide_out is not None and logsumexp is not None
         wide_x, rstd_T = self.residual.enter(hidden_TD, self.projections.spare)
         fresh = qkv_TM is None
         if qkv_TM is None:
-            qkv_TM = self._project(wide_x, keep=False)
+            qkv_TM = self._project(wide_x, keep=False, mask=mask_x)
         elif low_x is not None:
             wide_x[:, self.projections.num_in :] = low_x
         query, key, value, rstds = self._heads(qkv_TM, stream, fresh)
         take = self.residual.workspace.take
 
         grad_out = take("grad_attention", len(hidden_TD), self._width, like=hidden_TD)
-        wide_grad_out, of_post = self.residual.leave_backward(grad_TD, grad_out, ends)
-        of_output = self.residual.output.parameter_gradients(wide_grad_out, wide_out)
+        wide_grad_out, of_post = self.residual.leave_backward(grad_TD, grad_out, ends, mask_out)
+        of_output = self.residual.output.parameter_gradients(wide_grad_out, wide_out, mask=mask_out)
         wide_grad = take(
             "grad_projections",
             len(hidden_TD),
@@ -96,8 +98,8 @@ class AttentionHalf(Half):
         of_norms = self._heads_backward(wide_grad, qkv_TM, rstds, stream)
         trains_pre = self.residual.pre is not None and self.residual.pre.trained
         grad_x = take("grad_x", *hidden_TD.shape, like=hidden_TD) if need_hidden or trains_pre else None
-        self.projections.input_gradient(wide_grad, grad_x)
-        of_projections = self.projections.parameter_gradients(wide_grad, wide_x)
+        self.projections.input_gradient(wide_grad, grad_x, mask_x)
+        of_projections = self.projections.parameter_gradients(wide_grad, wide_x, mask=mask_x)
         grad_hidden, of_pre = self.residual.enter_backward(grad_x, grad_TD, hidden_TD, rstd_T)
         return grad_hidden, [*of_pre, *of_projections, *of_norms, *of_output, *of_post]
 
@@ -127,14 +129,14 @@ class AttentionHalf(Half):
             self._as_heads(value, num_keys),
         )
 
-    def _project(self, wide_x: Tensor, keep: bool) -> Tensor:
+    def _project(self, wide_x: Tensor, keep: bool, mask: Tensor | None) -> Tensor:
         size = len(wide_x), self.projections.num_out
         qkv_TM = (
             wide_x.new_empty(size)
             if keep
             else self.residual.workspace.take("projections", *size, like=wide_x)
         )
-        return self.projections.forward(wide_x, qkv_TM)
+        return self.projections.forward(wide_x, qkv_TM, mask=mask)
 
     def _wide_out(self, qkv_TM: Tensor, keep: bool) -> Tensor:
         size = len(qkv_TM), self._width + self.residual.output.spare

@@ -51,13 +51,13 @@ class Residual:
             return wide_x, None
         return wide_x, self.pre.forward(hidden_TD, wide_x[:, :size])
 
-    def leave(self, hidden_TD: Tensor, wide_input: Tensor) -> tuple[Tensor, Kept]:
+    def leave(self, hidden_TD: Tensor, wide_input: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Kept]:
         """The residual stream behind the branch, and what its backward needs: the output before the norm."""
         out_TD = torch.empty_like(hidden_TD)
         if self.post is None and self.multiplier == 1.0:
-            return self.output.forward(wide_input, out_TD, add_to=hidden_TD), [None, None]
+            return self.output.forward(wide_input, out_TD, add_to=hidden_TD, mask=mask), [None, None]
         branch_TD = torch.empty_like(hidden_TD) if self.post is not None else out_TD
-        self.output.forward(wide_input, branch_TD)
+        self.output.forward(wide_input, branch_TD, mask=mask)
         if self.post is None:
             return torch.add(hidden_TD, branch_TD, alpha=self.multiplier, out=out_TD), [None, None]
         rstd_T = self.post.forward(branch_TD, out_TD)
@@ -68,7 +68,9 @@ class Residual:
         """How many numbers `leave` keeps for each token, the sums of squares aside."""
         return self.output.spare + (self.output.num_out if self.post is not None else 0)
 
-    def leave_backward(self, grad_TD: Tensor, grad_input: Tensor, kept: Kept) -> tuple[Tensor, list[Tensor]]:
+    def leave_backward(
+        self, grad_TD: Tensor, grad_input: Tensor, kept: Kept, mask: Tensor | None = None
+    ) -> tuple[Tensor, list[Tensor]]:
         """Writes the gradient of the output layer's input.
 
         Returns that of its output, wide, for `output.parameter_gradients`; and that of the norm `post`.
@@ -84,7 +86,7 @@ class Residual:
         if self.post is not None:
             assert branch_TD is not None and rstd_T is not None
             of_norm = self.post.backward(grad_branch, branch_TD, rstd_T, grad_branch)
-        self.output.input_gradient(wide_grad, grad_input)
+        self.output.input_gradient(wide_grad, grad_input, mask)
         return wide_grad, of_norm
 
     def enter_backward(
@@ -125,6 +127,15 @@ class Half:
     def numbers_kept(self, projected: bool) -> int:
         """How many numbers it keeps for each token besides `hidden_TD`; `projected`: also what was projected."""
         raise NotImplementedError
+
+    def draw_masks(self, hidden_TD: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """What drops inputs of the adapters in one pass: those of the projections and of the output layer."""
+        return self.projections.draw_mask(hidden_TD), self.residual.output.draw_mask(hidden_TD)
+
+    @property
+    def bytes_of_masks(self) -> int:
+        """What these masks keep for each token."""
+        return sum(group.num_in for group in (self.projections, self.residual.output) if group.dropout)
 
     def __call__(self, hidden_TD: Tensor, stream: Stream) -> Tensor:
         if torch.is_grad_enabled() and (hidden_TD.requires_grad or self.parameters):

@@ -5,7 +5,7 @@ is answered by a `FusedLayer`, which hands everything it was not made for (cache
 switched-off adapters) on to the layer's own.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from luthier.kernels.attention import Forest
 from luthier.kernels.gated import KINDS
+from luthier.kernels.lengths import LengthenedLinears
 from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears, SeparateLinears
 from luthier.kernels.workspace import Workspace
 from luthier.models.activations.levels import Level
@@ -63,8 +64,7 @@ class FusedLayer:
         cos, sin = kwargs["position_embeddings"]
         stream = Stream(forest, cos[0], sin[0])
         for linears in self._linears():
-            if isinstance(linears, PackedLinears):
-                linears.refresh()
+            linears.refresh()
         if self._level in (Level.KEEP_ALL, Level.KEEP_ATTENTION) or not torch.is_grad_enabled():
             return self._halves(hidden_states, stream)
         return recomputing(self._level, self.store)(partial(self._halves, stream=stream), hidden_states)
@@ -104,9 +104,10 @@ class FusedLayer:
             return entry * size
         projected = level is Level.KEEP_ALL
         numbers = 2 * entry + sum(half.numbers_kept(projected) for half in self.halves)
+        masks = sum(half.bytes_of_masks for half in self.halves)
         if self.mlp is None:
             numbers += 4 * entry + 2 * self._own_mlp_weights // max(1, entry)
-        return numbers * size
+        return numbers * size + masks
 
     def flops_per_token(self, level: Level) -> float:
         """Operations that are done again for one token; attention itself is not counted, as its length varies."""
@@ -135,8 +136,7 @@ class FusedLayer:
         """Gives the layer its own forward back, and its weights storage of their own."""
         del self.layer.forward
         for linears in self._linears():
-            if isinstance(linears, PackedLinears):
-                linears.unpack()
+            linears.unpack()
 
     def _applies(self, hidden_states: Tensor) -> bool:
         """Whether this call is what the halves were made for."""
@@ -220,7 +220,10 @@ def linears(layer: nn.Module, names: Sequence[str]) -> Linears:
     """The named linear layers, which read the same input, as one. Raises CannotFuse."""
     found = [_linear(name, layer.get_submodule(name)) for name in names]
     if not any(part.weight_MK.requires_grad for part in found):
-        return PackedLinears(found)
+        lengths = any(part.update is not None and part.update.magnitude_M is not None for part in found)
+        group = LengthenedLinears(found) if lengths else PackedLinears(found)
+        group.dropout, group.training = _dropout([layer.get_submodule(name) for name in names])
+        return group
     if any(part.update is not None for part in found):
         raise CannotFuse(f"{names[0]} and its like are in part trained whole, in part by an adapter")
     return SeparateLinears(found)
@@ -232,9 +235,18 @@ def _linear(name: str, module: nn.Module) -> Linear:
         raise CannotFuse(f"{name} is a {type(base).__name__}")
     if not isinstance(module, LoraLinear):
         return Linear(base.weight, base.bias)
-    if module.dropout > 0:
-        raise CannotFuse("lora.dropout is above 0")
-    return Linear(base.weight, base.bias, LowRank(module.lora_A, module.lora_B, module.scale))
+    start = None if module.start_A is None or module.start_B is None else (module.start_A, module.start_B)
+    update = LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
+    return Linear(base.weight, base.bias, update)
+
+
+def _dropout(modules: Sequence[nn.Module]) -> tuple[float, Callable[[], bool]]:
+    """The dropout of the adapters among the modules, and what tells whether they are training. Raises CannotFuse."""
+    adapted = [module for module in modules if isinstance(module, LoraLinear)]
+    found = {module.dropout for module in adapted}
+    if len(found) > 1:
+        raise CannotFuse("adapters that read the same input have several dropouts")
+    return next(iter(found), 0.0), lambda: any(module.training for module in adapted)
 
 
 def _names(described: parts.Layer) -> list[str]:

@@ -1,0 +1,117 @@
+"""What of the model is trained: new adapters, one that is gone on with, or all weights."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+
+from luthier.config.lora_section import LoraSection
+from luthier.config.tree import Config
+from luthier.data.batch import collate
+from luthier.data.loader import Dataset
+from luthier.data.pack import pack
+from luthier.errors import ConfigError
+from luthier.models.adapter_files import attach_adapter
+from luthier.models.adapter_plan import CONFIG_NAME
+from luthier.models.lora import LoraLinear, adapters, apply_lora
+from luthier.models.lora_init import needs_rows
+from luthier.models.lora_watch import begin_from_rows
+from luthier.models.policy import Policy
+from luthier.runs.folder import RunFolder
+
+LOOKED_AT_TOKENS = 8192
+"""How many tokens of the user's rows adapters start from, where they do."""
+
+
+def adapt(config: Config, model: PreTrainedModel, tokens: list[int], besides: list[str]) -> str:
+    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which.
+
+    Raises:
+        ConfigError: `lora.start` names no adapter, or the run trains what that cannot have.
+    """
+    lora = config.lora
+    if lora is None:
+        model.requires_grad_(True)
+        return "full fine-tuning"
+    if lora.start is not None:
+        return _go_on(config, lora, lora.start, model, [*map(str, tokens), *besides])
+    report = apply_lora(
+        model,
+        rank=lora.rank,
+        alpha=lora.alpha,
+        dropout=lora.dropout,
+        rslora=lora.rslora,
+        target=lora.target,
+        ranks=lora.ranks,
+        alphas=lora.alphas,
+        layers=lora.layers,
+        init=lora.init,
+        dora=lora.dora,
+        train_a=lora.train_a,
+        modules_to_save=[*lora.modules_to_save, *besides],
+        tokens=tokens,
+        train_tokens=config.model.train_new_tokens,
+        generator=torch.Generator().manual_seed(config.seed % 2**63),
+    )
+    stacked = sum(p.dim() > 2 for p in model.parameters())
+    kept = f"; {stacked} stacked tensors, such as experts, stay as they are" if stacked else ""
+    return f"{kind_of(lora)} on {len(report.targets)} layers{kept}"
+
+
+def begin_adapters(config: Config, policy: Policy, rows: Dataset) -> list[str]:
+    """Starts adapters from the user's rows, where `lora.init` looks at them; returns what to say of it.
+
+    The rows are drawn by the seed, the same on every rank. To be called before anything is learned or read back.
+    """
+    lora = config.lora
+    needs = needs_rows(lora.init) if lora is not None and lora.start is None else None
+    if lora is None or needs is None:
+        return []
+    lengths = np.minimum(rows.lengths, config.train.micro_tokens)
+    order = np.random.default_rng([config.seed, 6]).permutation(len(lengths))
+    number = max(1, int(np.searchsorted(np.cumsum(lengths[order]), LOOKED_AT_TOKENS)))
+    device = next(policy.parameters()).device
+    chosen = order[:number]
+    batches = (
+        collate([rows.example(int(chosen[position])) for position in places]).to(device)
+        for places in pack(lengths[chosen], config.train.micro_tokens)
+    )
+    begin_from_rows(policy, lora.init, batches)
+    return [f"adapters started by {lora.init} from the {needs} of {int(lengths[chosen].sum()):,} tokens"]
+
+
+def kind_of(lora: LoraSection) -> str:
+    """The adapters in a few words: `DoRA rank 16, started by pissa`."""
+    words = f"{'DoRA' if lora.dora else 'LoRA'} rank {lora.rank}"
+    if lora.ranks:
+        words += f" ({', '.join(f'{name} {rank}' for name, rank in lora.ranks.items())})"
+    words += f", started by {lora.init}" if lora.init != "kaiming" else ""
+    words += f", layers {lora.layers}" if lora.layers is not None else ""
+    return words + (", A frozen" if not lora.train_a else "")
+
+
+def _go_on(config: Config, lora: LoraSection, start: str, model: PreTrainedModel, besides: list[str]) -> str:
+    folder = Path(start)
+    if not (folder / CONFIG_NAME).is_file():
+        folder = RunFolder(folder).adapter
+    if not (folder / CONFIG_NAME).is_file():
+        raise ConfigError(
+            f"lora.start is {start}, where there is no {CONFIG_NAME}. Name the folder of an adapter, or that of a "
+            "run that has finished"
+        )
+    if besides:
+        what = (
+            "new tokens (model.new_tokens)"
+            if config.model.new_tokens
+            else f"a head of its own ({besides[0]})"
+        )
+        raise ConfigError(
+            f"lora.start names an adapter, and this run trains {what}, which that adapter has not. Merge it first "
+            "(`luthier export`), and give the merged model as model.name"
+        )
+    report = attach_adapter(model, folder)
+    for module in adapters(model).values():
+        if isinstance(module, LoraLinear):
+            module.lora_A.requires_grad_(lora.train_a)
+    return f"going on with the adapter of {folder} on {len(report.targets)} layers"
