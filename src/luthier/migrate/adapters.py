@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from luthier.migrate.draft import Draft
-from luthier.migrate.readers import Misread, names, number, switch, whole
+from luthier.migrate.readers import Misread, is_off, names, number, real, switch, whole
 
 _ALL = ("all", "all-linear", "all_linear")
 
@@ -19,6 +19,9 @@ class Adapter:
     target: str
     saved: str
     rslora: str
+    dora: str
+    plus: str
+    """The ratio of LoRA+."""
     default_rank: int
     default_alpha: float | None = None
     """None: twice the rank."""
@@ -41,6 +44,12 @@ def put_adapter(draft: Draft, keys: Adapter) -> None:
         draft.map(keys.dropout, "lora.dropout", float(dropout))
     if keys.rslora in draft.given:
         draft.map(keys.rslora, "lora.rslora", draft.get(keys.rslora, switch, False))
+    if keys.dora in draft.given:
+        draft.map(keys.dora, "lora.dora", draft.get(keys.dora, switch, False))
+    if not is_off(draft.given.get(keys.plus)):
+        draft.map(keys.plus, "lora.plus_ratio", draft.get(keys.plus, real))
+    elif keys.plus in draft.given:
+        draft.needless(keys.plus, "is switched off")
     put_targets(draft, keys.target, draft.get(keys.target, module_names, "all"))
     saved = draft.get(keys.saved, names)
     if saved:

@@ -151,6 +151,8 @@ _ADAPTER = Adapter(
     target="lora_target_modules",
     saved="lora_modules_to_save",
     rslora="peft_use_rslora",
+    dora="peft_use_dora",
+    plus="loraplus_lr_ratio",
     default_rank=8,
     default_alpha=8,
 )
@@ -159,7 +161,7 @@ _ADAPTER = Adapter(
 def _put_weights(draft: Draft) -> None:
     """LoRA, with or without quantised base weights, or all weights."""
     kind = draft.get("adapter", text, "")
-    used = [_ADAPTER.rank, _ADAPTER.alpha, _ADAPTER.dropout, _ADAPTER.target, _ADAPTER.saved, _ADAPTER.rslora]
+    used = [value for key, value in vars(_ADAPTER).items() if isinstance(value, str)]
     if is_off(kind):
         for key in [*used, "lora_target_linear", "lora_target_parameters", "adapter"]:
             if key in draft.given:

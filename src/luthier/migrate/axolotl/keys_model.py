@@ -63,7 +63,7 @@ KEYS: dict[str, Rule] = {
     **each(
         grouped(),
         "lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_modules_to_save "
-        "peft_use_rslora lora_target_parameters",
+        "peft_use_rslora peft_use_dora loraplus_lr_ratio lora_target_parameters",
     ),
     "lora_model_dir": blocks(
         "goes on from an adapter; merge it first (luthier export RUN --to merged) and name the merged model"
@@ -74,14 +74,12 @@ KEYS: dict[str, Rule] = {
     "peft_layers_to_transform": absent("all layers get adapters; lora.target may be a pattern for some"),
     "peft_layers_pattern": absent("all layers get adapters; lora.target may be a pattern for some"),
     "peft": absent("adapters start as usual (B = 0)"),
-    "peft_use_dora": absent("DoRA is not there: adapters are plain LoRA"),
     "peft_layer_replication": blocks("trains on a deeper copy of the model, which Luthier does not make"),
     "peft_init_lora_weights": absent("adapters start as usual (B = 0)", True),
     "peft_trainable_token_indices": absent("no rows of embeddings are trained on their own"),
     "peft_autocast_adapter_dtype": needless("the precision of adapters is the optimizer's matter"),
     "qlora_sharded_model_loading": needless("the whole model is on each device"),
-    "loraplus_lr_ratio": absent("LoRA+ is not there: A and B have the same learning rate"),
-    "loraplus_lr_embedding": option_of("loraplus_lr_ratio", "LoRA+ is not there"),
+    "loraplus_lr_embedding": option_of("loraplus_lr_ratio", "embeddings have no adapters of their own"),
     **each(absent("ReLoRA is not there: the adapter is kept to the end"), "relora relora_steps"),
     **each(
         option_of("relora", "ReLoRA is not there"),

@@ -140,7 +140,8 @@ def _put_model(draft: Draft) -> None:
 def _put_weights(draft: Draft) -> None:
     """LoRA or all weights; what else can be chosen there is refused."""
     kind = draft.get("finetuning_type", text, "lora")
-    lora = "lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora"
+    lora = "lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora use_dora "
+    lora += "loraplus_lr_ratio pissa_init pissa_iter"
     freeze = "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules"
     other = {"lora": lora, "freeze": freeze, "oft": "oft_rank oft_block_size oft_target module_dropout"}
     for owner, keys in other.items():
@@ -158,6 +159,22 @@ def _put_weights(draft: Draft) -> None:
         draft.find("finetuning_type", Kind.MAPPED, "", "lora" if kind == "lora" else None)
     if kind == "lora":
         put_adapter(draft, _ADAPTER)
+        _put_pissa(draft)
+
+
+def _put_pissa(draft: Draft) -> None:
+    """How adapters start. A number of iterations asks for the fast decomposition, -1 for the whole one."""
+    if not draft.get("pissa_init", switch, False):
+        for key in ("pissa_init", "pissa_iter"):
+            if key in draft.given:
+                draft.needless(
+                    key, "is switched off" if key == "pissa_init" else "has no effect without pissa_init"
+                )
+        return
+    fast = draft.get("pissa_iter", whole, 16) != -1
+    draft.map("pissa_init", "lora.init", "pissa_fast" if fast else "pissa")
+    if "pissa_iter" in draft.given:
+        draft.find("pissa_iter", Kind.MAPPED, "", "lora.init")
 
 
 _ADAPTER = Adapter(
@@ -167,6 +184,8 @@ _ADAPTER = Adapter(
     target="lora_target",
     saved="additional_target",
     rslora="use_rslora",
+    dora="use_dora",
+    plus="loraplus_lr_ratio",
     default_rank=8,
 )
 

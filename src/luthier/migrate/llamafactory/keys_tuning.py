@@ -8,7 +8,6 @@ _IMAGES = "trains parts of an image or sound model; Luthier trains on text only"
 _GALORE = "GaLore is not there; adamw keeps whole states (8 bytes for each trained weight)"
 _APOLLO = "APOLLO is not there; adamw keeps whole states (8 bytes for each trained weight)"
 _BADAM = "BAdam is not there: all chosen weights are tuned in every step"
-_PISSA = "adapters start as usual (B = 0), not from the weights' singular vectors"
 _LOSS = "is no option of the method here"
 _SWANLAB = "nothing is sent to SwanLab; the run's folder has its metrics and report"
 
@@ -22,12 +21,12 @@ KEYS: dict[str, Rule] = {
     "lora_target": grouped(),
     "additional_target": grouped(),
     "use_rslora": grouped(),
-    "use_dora": absent("DoRA is not there: adapters are plain LoRA"),
-    "loraplus_lr_ratio": absent("LoRA+ is not there: A and B have the same learning rate"),
-    "loraplus_lr_embedding": option_of("loraplus_lr_ratio", "LoRA+ is not there"),
-    "pissa_init": absent(_PISSA),
-    "pissa_iter": option_of("pissa_init", _PISSA),
-    "pissa_convert": option_of("pissa_init", _PISSA),
+    "use_dora": grouped(),
+    "loraplus_lr_ratio": grouped(),
+    "loraplus_lr_embedding": option_of("loraplus_lr_ratio", "embeddings have no adapters of their own"),
+    "pissa_init": grouped(),
+    "pissa_iter": grouped(),
+    "pissa_convert": needless("an adapter always is one of the original model"),
     "create_new_adapter": needless("a run always starts a new adapter"),
     # other ways to choose weights
     "freeze_trainable_layers": grouped(),

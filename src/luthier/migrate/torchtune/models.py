@@ -118,9 +118,9 @@ def _put_adapter(draft: Draft, model: dict[str, Any], builder: str) -> None:
     elif "quantize_base" in model:
         draft.needless("model.quantize_base", "is switched off")
     if "dora" in builder or not is_off(model.get("use_dora")):
-        draft.none(
-            "model.use_dora" if "use_dora" in model else "model", "DoRA is not there: adapters are plain LoRA"
-        )
+        draft.put("lora.dora", True)
+        if "use_dora" in model:
+            draft.find("model.use_dora", Kind.MAPPED, "", "lora.dora")
     elif "use_dora" in model:
         draft.needless("model.use_dora", "is switched off")
 
