@@ -194,9 +194,9 @@ def test_item_that_is_no_object_is_a_fault(tmp_path: Path) -> None:
         (
             "a.json",
             b'{"a": 1}',
-            "holds one object; its rows must be the one list in it, but the lists are: none",
+            r"holds one object; its rows must be the one list of objects in it, but it has `a`\. Rows are a list",
         ),
-        ("a.json", b'{"a": [], "b": []}', "the lists are: `a`, `b`"),
+        ("a.json", b'{"a": [], "b": []}', "but it has `a`, `b`"),
         ("a.json", b'"text"', "holds text; it must hold a list of objects"),
         ("a.json", b"[" * 200_000, "its brackets are nested too deep"),
         ("a.parquet", b"PAR1 no", r"a\.parquet is not a whole parquet file"),

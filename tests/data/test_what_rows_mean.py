@@ -37,8 +37,8 @@ def test_a_column_that_turns_the_meaning_round_refuses_the_row(column: str, tmp_
     )
     refused, kept = judged(file)
     assert refused.reason == (
-        f"the row has `{column}` (1), which changes what it means and is not read yet: no model with eyes or ears is "
-        f"supported; map `{column}` to `-` in `columns` to train on the text alone"
+        f"the row has `{column}` (1), and images, video and sound are not supported yet. Leave such rows out, or map "
+        f"`{column}` to `-` in `columns` to train on the text alone"
     )
     assert kept.status == "kept" and {row.status for row in judged(file, columns={column: "-"})} == {"kept"}
 

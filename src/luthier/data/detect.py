@@ -103,8 +103,8 @@ def _meaningful(column: str, value: Any) -> str:
     if column in MEDIA:
         number = f" ({len(value)})" if isinstance(value, list) else ""
         return (
-            f"the row has `{column}`{number}, which changes what it means and is not read yet: no model with eyes "
-            f"or ears is supported; map `{column}` to `-` in `columns` to train on the text alone"
+            f"the row has `{column}`{number}, and images, video and sound are not supported yet. Leave such rows out, "
+            f"or map `{column}` to `-` in `columns` to train on the text alone"
         )
     return (
         f"the row has `{column}`, which changes what it means and is not read in this format; "

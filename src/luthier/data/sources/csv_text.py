@@ -1,8 +1,8 @@
 """Rows out of CSV: the first line names the columns, every cell is text.
 
 Cells may stand in double quotes, with `""` for a quote inside; then they may hold the delimiter and ends of
-lines. The standard library's reader is not used because it keeps one limit of 128 KiB a cell for the whole
-process.
+lines, and blanks around the quotes do not count. The standard library's reader is not used because it keeps one
+limit of 128 KiB a cell for the whole process.
 """
 
 import re
@@ -14,6 +14,9 @@ from luthier.data.sources.text import decoded
 from luthier.errors import DataError
 
 DELIMITERS = (",", ";", "\t", "|")
+_SAID = re.compile(r'"?sep=([,;\t|])"?\s*', re.IGNORECASE)
+_OPENING = re.compile(r' *"')
+_BLANKS = re.compile(" *")
 _QUOTED_REST = re.compile(r'[^"]*(?:""[^"]*)*"(?!")')
 UNNAMED = "Unnamed: 0"
 """What a first column without a name is called, as in pandas, which writes its row numbers like this."""
@@ -47,7 +50,7 @@ def read_csv(
         DataError: if the text is not UTF-8, or a quote is opened and never closed.
     """
     lines = _Lines(stream, name, at, line)
-    width = len(header)
+    width = len(header)  # empty cells behind the last column are no cells
     while (text := lines.next()) is not None:
         start = lines.line
         if text.isspace():
@@ -56,8 +59,8 @@ def read_csv(
         if cells is None:
             fault = "text after a closing quote; write double quotes inside cells twice"
             yield start, None, fault, lines.at, 0, lines.line
-        elif len(cells) == width:
-            yield start, dict(zip(header, cells, strict=True)), None, lines.at, 0, lines.line
+        elif len(cells) == width or (len(cells) > width and not any(cells[width:])):
+            yield start, dict(zip(header, cells[:width], strict=True)), None, lines.at, 0, lines.line
         else:
             fault = f"the line has {len(cells)} cells, but the header names {width} columns"
             yield start, None, fault, lines.at, 0, lines.line
@@ -66,7 +69,8 @@ def read_csv(
 def read_header(stream: BinaryIO, name: str, tabs: bool) -> tuple[list[str], str, int, int]:
     """The columns' names, the delimiter, and the bytes and lines that the header takes.
 
-    The delimiter is a tab for `.tsv`; else the first of `,` `;` tab `|` that cuts the first line.
+    The delimiter is a tab for `.tsv`; else what a line `sep=;` in front says, as spreadsheets write it; else the
+    first of `,` `;` tab `|` that cuts the first line. Names that are empty at the end of the line are no columns.
 
     Raises:
         DataError: if the first line does not look like a header.
@@ -78,6 +82,8 @@ def read_header(stream: BinaryIO, name: str, tabs: bool) -> tuple[list[str], str
     if text is None:
         return [], ",", lines.at, lines.line
     choices = ("\t",) if tabs else DELIMITERS
+    if (said := _SAID.fullmatch(text)) and (following := lines.next()) is not None:
+        choices, text = (said[1],), following
     delimiter = next((one for one in choices if one in text), choices[0])
     cells = _cells(text, delimiter, lines, name)
     if cells is None:
@@ -85,6 +91,8 @@ def read_header(stream: BinaryIO, name: str, tabs: bool) -> tuple[list[str], str
             f"{name}:{lines.line} has text after a closing quote; write double quotes inside cells twice"
         )
     header = [cell.strip() for cell in cells]
+    while len(header) > 1 and not header[-1]:
+        header.pop()
     if header[0] == "" and len(header) > 1:
         header[0] = UNNAMED
     _check_header(header, name, lines.line)
@@ -121,7 +129,8 @@ def _is_number(text: str) -> bool:
 def _cells(text: str, delimiter: str, lines: _Lines, name: str) -> list[str] | None:
     """The cells of the record that begins with a line; takes more lines where a cell goes over its end.
 
-    Text behind a closing quote: between tabs the quotes are taken as they stand, else there are no cells (None).
+    Text behind a closing quote: between tabs, and where blanks stand before the opening one, the quotes are taken as
+    they stand, else there are no cells (None).
     """
     if '"' not in text:
         return _without_end(text).split(delimiter)
@@ -129,18 +138,30 @@ def _cells(text: str, delimiter: str, lines: _Lines, name: str) -> list[str] | N
     position = 0
     while True:
         value = ""
-        if text.startswith('"', position):
+        opening = _OPENING.match(text, position)
+        if opening and _QUOTED_REST.match(text, opening.end()) is None and opening.end() > position + 1:
+            opening = None  # blanks before a quote that nothing closes on this line: it is meant as it stands
+        if opening:
             first, opened, before = text, position, lines.line
-            value, text, position = _quoted(text, position + 1, lines, name)
-            if not text.startswith(delimiter, position) and _without_end(text[position:]):
-                if delimiter != "\t" or lines.line != before:
-                    return None
+            value, text, position = _quoted(text, opening.end(), lines, name)
+            behind = _behind(text, position)
+            if text.startswith(delimiter, behind) or not _without_end(text[behind:]):
+                position = behind
+            elif lines.line == before and (delimiter == "\t" or opening.end() > opened + 1):
                 value, text, position = "", first, opened
+            else:
+                return None
         end = text.find(delimiter, position)
         if end < 0:
             return [*cells, value + _without_end(text[position:])]
         cells.append(value + text[position:end])
         position = end + 1
+
+
+def _behind(text: str, position: int) -> int:
+    """The place behind the blanks at a place."""
+    blanks = _BLANKS.match(text, position)
+    return blanks.end() if blanks else position
 
 
 def _quoted(text: str, position: int, lines: _Lines, name: str) -> tuple[str, str, int]:

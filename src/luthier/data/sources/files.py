@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
+from luthier.data.sources.line_ends import with_newlines
+from luthier.data.sources.signs import EVERY_BYTES, Signs
 from luthier.errors import DataError
 
 _BUFFER = 1 << 18
-_SKIP = 1 << 20
 _SAMPLE = 1 << 23
 
 
@@ -140,10 +141,11 @@ def is_pipe(path: Path) -> bool:
 
 
 @contextmanager
-def opened(file: DataFile, at: int) -> Iterator[BinaryIO]:
+def opened(file: DataFile, at: int, signs: Signs | None = None) -> Iterator[BinaryIO]:
     """The file's unpacked bytes from an offset on.
 
-    What lies before the offset is not read, except where the file is packed: then it is unpacked and let go.
+    What lies before the offset is not read, except where the file is packed: then it is unpacked and let go, which
+    `signs` tells.
 
     Raises:
         DataError: if the file is cut short or broken, shorter than the offset, or cannot be read.
@@ -155,9 +157,10 @@ def opened(file: DataFile, at: int) -> Iterator[BinaryIO]:
         return
     what = {".gz": "gzip", ".zst": "zstd"}.get(file.packed, "")
     try:
-        with file.open() as raw, _unpacked(raw, file.packed) as stream:
+        with file.open() as raw, _unpacked(raw, file.packed) as unpacked:
+            stream = with_newlines(unpacked)
             if at:
-                _go_to(stream, raw, at, file)
+                _go_to(stream, at, file, signs or Signs())
             yield stream
     except (EOFError, gzip.BadGzipFile, zlib.error) as fault:
         raise DataError(f"{file.name} is not a whole gzip file: {fault}; write or fetch it again") from fault
@@ -184,15 +187,16 @@ def _unpacked(raw: BinaryIO, packed: str) -> Iterator[BinaryIO]:
         yield raw
 
 
-def _go_to(stream: Any, raw: BinaryIO, at: int, file: DataFile) -> None:
+def _go_to(stream: BinaryIO, at: int, file: DataFile, signs: Signs) -> None:
     if not file.packed:
-        end = raw.seek(0, io.SEEK_END)
+        end = stream.seek(0, io.SEEK_END)
         missing = max(0, at - end)
-        raw.seek(at)
+        stream.seek(at)
     else:
         missing = at
-        while missing and (passed := len(stream.read(min(missing, _SKIP)))):
+        while missing and (passed := len(stream.read(min(missing, EVERY_BYTES)))):
             missing -= passed
+            signs.tell(f"{file.name}: unpacked {at - missing:,} of {at:,} bytes, to where reading goes on")
     if missing:
         raise DataError(
             f"{file.name} is shorter than it was: reading is to go on at byte {at}, {missing} behind its end. "

@@ -6,11 +6,12 @@ again, with twice as much text behind it.
 
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 from luthier.data.sources.row import Parsed, record_of
 from luthier.data.sources.text import utf8
-from luthier.data.values import in_words
+from luthier.data.values import in_words, listed
 from luthier.errors import DataError
 
 _PORTION = 1 << 20
@@ -88,6 +89,11 @@ class _Text:
 
     def value(self) -> Any:
         """The JSON value at the position, which moves behind it. Raises JSONDecodeError and RecursionError."""
+        value, self.position = self.look()
+        return value
+
+    def look(self) -> tuple[Any, int]:
+        """The JSON value at the position, and the place behind it. Raises as `value` does."""
         while True:
             try:
                 value, end = _decoder.raw_decode(self.text, self.position)
@@ -98,8 +104,30 @@ class _Text:
                 continue
             if end >= len(self.text) - _NEAR_END and isinstance(value, int | float) and self.more():
                 continue  # the number may go on
-            self.position = end
-            return value
+            return value, end
+
+    def opens_objects(self) -> bool:
+        """Whether the list at the position begins with an object."""
+        return self._behind_bracket() == "{"
+
+    def first_keys(self) -> set[str]:
+        """The keys of the first object in the list at the position, which does not move."""
+        while True:
+            at = self.position + 1
+            while at < len(self.text) and self.text[at] in " \t\r\n":
+                at += 1
+            try:
+                return set(_decoder.raw_decode(self.text, at)[0])
+            except json.JSONDecodeError:
+                if not self.more():
+                    raise
+
+    def _behind_bracket(self) -> str:
+        """The next character behind the one at the position that is no white space."""
+        while True:
+            rest = self.text[self.position + 1 :].lstrip(" \t\r\n")
+            if rest or not self.more():
+                return rest[:1]
 
     def take(self, wanted: str) -> bool:
         """Whether the next character is the wanted one; then the position moves behind it."""
@@ -200,10 +228,10 @@ def _items(text: _Text, first: bool) -> Iterator[Parsed]:
 
 
 def _list_in_object(text: _Text, at: int, inside: int) -> Iterator[Parsed]:
-    """The items of the one list among an object's values."""
-    lists: list[str] = []
+    """The items of the one list of objects among an object's values; or the object itself, if it is a row."""
+    found = _Others()
     if at:  # in the list, or behind it
-        lists.append("the first")
+        found.lists.append("the first")
         if not inside:
             yield from _items(text, first=False)
     else:
@@ -215,25 +243,94 @@ def _list_in_object(text: _Text, at: int, inside: int) -> Iterator[Parsed]:
         key = text.value()
         if not text.take(":"):
             raise text.fault("Expecting ':' delimiter")
-        if text.peek() != "[":
-            text.value()
-        else:
-            lists.append(key)
-            if len(lists) > 1:
-                raise DataError(_other_lists(text.name, lists))
+        if text.peek() == "[" and text.opens_objects() and not found.is_row(key, text):
+            found.lists.append(key)
+            if len(found.lists) > 1:
+                raise DataError(found.message(text.name))
             yield from _items(text, first=True)
+        else:
+            found.add(key, text.value())
         more = text.take(",")
-    if not text.take("}"):
+    if text.peek() != "}":
         raise text.fault("Expecting ',' delimiter")
+    is_row = not found.lists and found.is_whole_row
+    if is_row:
+        passed, line = text.mark()
+        yield 1, found.values, None, passed, 1, line
+    text.take("}")
     if text.peek():
         raise text.fault("Extra data")
-    if not lists:
-        raise DataError(_other_lists(text.name, lists))
+    if not found.lists and not is_row:
+        raise DataError(found.message(text.name))
 
 
-def _other_lists(name: str, lists: list[str]) -> str:
-    found = ", ".join(f"`{key}`" for key in lists) or "none"
-    return (
-        f"{name} holds one object; its rows must be the one list in it, but the lists are: {found}. "
-        "Write the rows as a list of objects, or one object a line as .jsonl"
+_OF_A_ROW = frozenset(
+    (
+        *("messages", "conversations", "conversation", "history", "tools", "functions", "segments"),
+        *("prompt", "completion", "completions", "chosen", "rejected", "answers", "responses"),
     )
+)
+"""Keys of lists of objects that belong to one row."""
+
+
+@dataclass
+class _Others:
+    """What an object holds besides the list of its rows."""
+
+    lists: list[str] = field(default_factory=list)
+    """Keys of lists of objects."""
+    values: dict[str, Any] = field(default_factory=dict)
+    """Other values, while there is no such list: the object may be a row."""
+
+    def add(self, key: str, value: Any) -> None:
+        """A value that is no list of rows."""
+        if isinstance(value, list) and key not in _OF_A_ROW and any(isinstance(item, dict) for item in value):
+            self.lists.append(key)  # some items are objects: are they the rows?
+        if not self.lists:
+            self.values[key] = value
+
+    def is_row(self, key: str, text: _Text) -> bool:
+        """Whether a list of objects, at the text's position, shows that the object around it is one row."""
+        return key in _OF_A_ROW and not self.lists and not _OF_A_ROW & text.first_keys()
+
+    @property
+    def is_whole_row(self) -> bool:
+        """Whether the object is one row: it has a list of turns, or a text that is no note about a list."""
+        own = self.values.items()
+        turns = any(key in _OF_A_ROW and isinstance(value, list) and value for key, value in own)
+        texts = [key for key, value in own if isinstance(value, str)]
+        return (turns and not self._columns) or (bool(texts) and len(texts) == len(self.values))
+
+    @property
+    def _columns(self) -> list[str]:
+        """Keys of lists of texts or numbers."""
+        return [
+            key
+            for key, value in self.values.items()
+            if isinstance(value, list) and value and not any(isinstance(item, dict) for item in value)
+        ]
+
+    def message(self, name: str) -> str:
+        """Why the file cannot be read."""
+        within = [
+            f"`{key}.{inner}`"
+            for key, value in self.values.items()
+            if isinstance(value, dict)
+            for inner, items in value.items()
+            if isinstance(items, list) and items and isinstance(items[0], dict)
+        ]
+        objects = [key for key, value in self.values.items() if isinstance(value, dict)]
+        if self.lists:
+            found = f"the lists in it are {listed(self.lists)}; give each as a file of its own"
+        elif within:
+            found = f"the list is {', '.join(within[:5])}; write that list alone to the file"
+        elif self._columns:
+            found = f"it has columns instead: {listed(self._columns)}; write one object for each row"
+        elif objects:
+            found = f"it has objects by name instead: {listed(objects)}; write them as a list"
+        else:
+            found = f"it has {listed(list(self.values)) if self.values else 'nothing'}"
+        return (
+            f"{name} holds one object; its rows must be the one list of objects in it, but {found}. "
+            "Rows are a list of objects, or one object a line as .jsonl"
+        )

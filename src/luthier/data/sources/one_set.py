@@ -1,7 +1,7 @@
 """The rows of one data set in order: its files one after the other, a part or a sample of them, and repeats."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil
 from typing import Any, NamedTuple
@@ -10,6 +10,7 @@ from luthier.data.mix import Draws, Phases, times
 from luthier.data.sources.files import DataFile, StreamFile
 from luthier.data.sources.read import count_rows, read_file
 from luthier.data.sources.row import START, Mark
+from luthier.data.sources.signs import EVERY_ROWS, Signs
 from luthier.data.sources.splits import Slice
 from luthier.errors import DataError
 
@@ -50,6 +51,8 @@ class RowSet:
     repeat: float = 1.0
     key: tuple[int, ...] = (0, 0)
     """Seed of the run and number of the set: what random choices depend on."""
+    signs: Signs = field(default_factory=Signs, compare=False)
+    """Hears what goes on while no rows come."""
 
     @property
     def is_stream(self) -> bool:
@@ -73,7 +76,7 @@ class RowSet:
                 f"{self.where} is a stream, so how many rows it has is not known; save it as a file, "
                 "or say how many to use with `rows`"
             )
-        return tuple(count_rows(file) for file in self.files)
+        return tuple(count_rows(file, self.signs) for file in self.files)
 
     @cached_property
     def window(self) -> tuple[int, int | None]:
@@ -118,8 +121,10 @@ class RowSet:
                     break
                 file = self.files[number]
                 name = file.name
-                for place, record, fault, at, inside, line in read_file(file, mark):
+                for place, record, fault, at, inside, line in read_file(file, mark, self.signs):
                     seen += 1
+                    if seen % EVERY_ROWS == 0:
+                        self.signs.tell(f"{name}: row {seen:,}")
                     if choose is None or choose(seen - 1):
                         taken = choose.taken if choose is not None else 0
                         cursor = _new(Cursor, (turn, number, at, inside, line, seen, taken))

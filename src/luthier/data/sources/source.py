@@ -10,6 +10,7 @@ from luthier.data.sources.find import find_files
 from luthier.data.sources.one_set import Cursor, RowSet
 from luthier.data.sources.progress import progress_of
 from luthier.data.sources.row import Row
+from luthier.data.sources.signs import Signs
 from luthier.data.sources.splits import parse_split
 from luthier.errors import DataError
 
@@ -30,11 +31,14 @@ class Source:
         temperature: float = 1.0,
         seed: int = 0,
         notes: Sequence[str] = (),
+        signs: Signs | None = None,
     ):
         self.sets = tuple(sets)
         self.mix, self.temperature, self.seed = mix, temperature, seed
         self.notes = tuple(notes)
         """What a person should be told once: files that are not read."""
+        self.signs = signs or Signs()
+        """Hears what goes on while no rows come."""
 
     @property
     def data_files(self) -> tuple[DataFile, ...]:
@@ -145,14 +149,17 @@ def open_source(
         DataError: if a file or a set is not there, or cannot be of use.
     """
     made: list[RowSet] = []
+    signs = Signs()
     notes: list[str] = []
     for index, one in enumerate(sets):
         name, part = parse_split(one.split, f"{role}: {one.path}") if one.split else (None, None)
         found = find_files(one.path, name, one.subset, offline)
         notes += found.notes
-        made.append(RowSet(found.files, one.path, part, one.rows, one.weight, one.repeat, (seed, index)))
+        made.append(
+            RowSet(found.files, one.path, part, one.rows, one.weight, one.repeat, (seed, index), signs)
+        )
     if mix == "concat" and any(one.weight != 1 for one in sets):
         notes.append("data.mix is concat, so the weights of the sets have no effect")
     if not made:
         raise DataError(f"{role} names no data")
-    return Source(made, mix, temperature, seed, notes)
+    return Source(made, mix, temperature, seed, notes, signs)
