@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from luthier.config.data_section import SetSection
-from luthier.data.content import Answers, Conversation
+from luthier.data.content import Answers, Conversation, Prompt
 from luthier.data.convert import convert_row, formats_of
+from luthier.data.pipeline import Pipeline, Plan
 from luthier.data.sources import Row
 from luthier.errors import RowRefused
 
@@ -68,6 +69,43 @@ def test_beside_messages_it_refuses_the_row(name: str, row: dict[str, Any]) -> N
     for nothing in (None, "", []):
         assert said({**row, name: nothing}) == said(row)
     assert said({**row, **beside}, columns={name: "-"}) == said(row)
+
+
+def test_a_prompt_in_a_text_is_asked_with_what_stands_beside_it_and_keeps_it() -> None:
+    row = {"prompt": "Q", "context": "below", "history": [["q0", "a0"]], "level": 3}
+    content = said(row)
+    assert isinstance(content, Prompt)
+    asked_for = [(message["role"], message["content"]) for message in content.messages]
+    assert asked_for == [("user", "q0"), ("assistant", "a0"), ("user", "Q\nbelow")]
+    assert content.columns == {name: value for name, value in row.items() if name != "prompt"}
+    alone = said({**row, "prompt": TURNS[:1]})
+    assert (
+        isinstance(alone, Prompt)
+        and list(alone.messages) == TURNS[:1]
+        and alone.columns["context"] == "below"
+    )
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"messages": TURNS},
+        {"prompt": "hi", "completion": "hello"},
+        {"prompt": "hi", "chosen": "hello", "rejected": "no"},
+        {"question": "hi", "answer": "hello"},
+    ],
+)
+def test_a_row_with_an_answer_that_becomes_a_prompt_keeps_its_other_columns(row: dict[str, Any]) -> None:
+    rest = {"solution": "42", "tests": [1, 2], "empty": None}
+    pipeline = Pipeline(Plan((SetSection(path="x"),), None, "prompt"))
+    (made,) = pipeline.prepared([Row(0, "x", 1, {**row, **rest})])
+    assert isinstance(made.content, Prompt)
+    assert {name: made.content.columns[name] for name in rest} == rest
+    assert not any("not used" in line for line in pipeline.notes.lines())
+    imitated = Pipeline(Plan((SetSection(path="x"),), None))
+    list(imitated.prepared([Row(0, "x", 1, {**row, **rest})]))
+    (told,) = [line for line in imitated.notes.lines() if "not used" in line]
+    assert "`solution`, `tests` (1 row, first x:1)" in told
 
 
 def test_an_answer_that_is_rejected_is_not_passed_over() -> None:

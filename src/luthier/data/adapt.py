@@ -5,7 +5,7 @@ best one. Nothing is made up: a row that lacks what a method needs is refused, o
 thing is set aside.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from luthier.data.content import Answers, Content, Conversation, Labelled, Prompt, Related, Steps, kind_of
@@ -47,7 +47,13 @@ _NAMES = {
 }
 
 
-def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str = "") -> Content:
+def adapt(
+    content: Content,
+    wanted: str,
+    notes: Notes | None = None,
+    where: str = "",
+    rest: Mapping[str, Any] | None = None,
+) -> Content:
     """The content that a method learns from.
 
     Args:
@@ -55,6 +61,7 @@ def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str 
         wanted: what the method reads, one of `WANTED`.
         notes: takes what should be told about the choice made.
         where: `file:line` of the row, for the notes.
+        rest: columns of the row that its format does not read; a prompt keeps them.
 
     Raises:
         RowRefused: if the row lacks what the method needs.
@@ -79,7 +86,7 @@ def adapt(content: Content, wanted: str, notes: Notes | None = None, where: str 
     if wanted == "conversation":
         return _to_imitate(content, note)
     if wanted == "prompt":
-        return _to_ask(content, note)
+        return _to_ask(content, note, rest or {})
     if isinstance(content, Answers) and wanted in ("answers", "pair", "label", "triple"):
         return _judged_as(content, wanted, note)
     raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs {_needed(wanted)}")
@@ -132,20 +139,20 @@ def _to_imitate(content: Content, note: Callable[[str], None]) -> Content:
     raise RowRefused(NO_ANSWER)
 
 
-def _to_ask(content: Content, note: Callable[[str], None]) -> Prompt:
+def _to_ask(content: Content, note: Callable[[str], None], rest: Mapping[str, Any]) -> Prompt:
     if isinstance(content, Answers):
         note("answers that are judged: the method answers itself, so only what was asked is used")
-        return Prompt(content.context, {}, content.tools, content.template_args)
+        return Prompt(content.context, dict(rest), content.tools, content.template_args)
     if isinstance(content, Steps):
         note("answers in steps: the method answers itself, so only what was asked is used")
-        return Prompt(content.context)
+        return Prompt(content.context, dict(rest))
     if not isinstance(content, Conversation):
         raise RowRefused(f"the row is {_NAMES[kind_of(content)]}; the method needs a prompt to answer")
     last = max(i for i, message in enumerate(content.messages) if message["role"] == "assistant")
     if not last:
         raise RowRefused("nothing stands before the answer, so there is no prompt")
     note("conversations: the method answers itself, so what is before the last answer is the prompt")
-    columns: dict[str, Any] = {"answer": content.messages[last].get("content")}
+    columns: dict[str, Any] = {"answer": content.messages[last].get("content"), **rest}
     return Prompt(tuple(content.messages[:last]), columns, content.tools, content.template_args)
 
 

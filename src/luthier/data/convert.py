@@ -53,8 +53,8 @@ class Formats:
                 f"{listed(renamed[0])}. Correct `format`, or map the names with `columns`"
             )
 
-    def convert(self, row: Row, notes: Notes) -> Content:
-        """What a row says; what is worth telling about it goes to `notes`.
+    def convert(self, row: Row, notes: Notes, *, keeps: bool = False) -> Content:
+        """What a row says; what is worth telling about it goes to `notes`. `keeps`: other columns are used, too.
 
         Raises:
             RowRefused: if it cannot be read, has no known format, or holds what cannot be used.
@@ -69,8 +69,15 @@ class Formats:
             content = format.convert(record, self._tags)
         except RowRefused as refusal:
             raise self._in_own_names(refusal) from None
-        self._note(row, record, format, content, notes)
+        self._note(row, record, format, content, notes, keeps)
         return content
+
+    def rest(self, row: Row) -> dict[str, Any]:
+        """The columns of a row that its format does not read. Raises RowRefused as `convert` does."""
+        record = self._renamed(row.record or {})
+        format = self._fixed or detect(record)
+        used = format.used(frozenset(record)) if format is not None else frozenset()
+        return {name: value for name, value in record.items() if name not in used}
 
     def _known(self, name: str | None) -> Format | None:
         names = [format.name for format in known_formats()]
@@ -120,9 +127,11 @@ class Formats:
             text = text.replace(f"`{ours}`", f"`{own}`")
         return RowRefused(text)
 
-    def _note(self, row: Row, record: dict[str, Any], format: Format, content: Content, notes: Notes) -> None:
+    def _note(
+        self, row: Row, record: dict[str, Any], format: Format, content: Content, notes: Notes, keeps: bool
+    ) -> None:
         notes.count_format(row.file, format.name)
-        if not isinstance(content, Prompt):
+        if not (keeps or isinstance(content, Prompt)):
             used = format.used(frozenset(record))
             unused = [name for name, value in record.items() if value is not None and name not in used]
             if unused:
@@ -141,9 +150,11 @@ def formats_of(section: SetSection) -> Formats:
     return Formats(section)
 
 
-def convert_row(row: Row, section: SetSection, formats: Formats, notes: Notes | None = None) -> Content:
+def convert_row(
+    row: Row, section: SetSection, formats: Formats, notes: Notes | None = None, *, keeps: bool = False
+) -> Content:
     """What a row of a data set says; `formats` are those of `section`. Raises RowRefused if it cannot be read."""
-    return formats.convert(row, notes if notes is not None else Notes())
+    return formats.convert(row, notes if notes is not None else Notes(), keeps=keeps)
 
 
 def _placeholders(content: Content) -> list[str]:

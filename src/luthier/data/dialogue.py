@@ -12,8 +12,9 @@ from luthier.errors import RowRefused
 
 CHAT_COLUMNS = ("system", "system_prompt", "tools", "functions", "chat_template_kwargs")
 """Columns that any conversation may have besides its messages."""
-_BESIDE = ("input", "context", "history")
-INSTRUCTION_COLUMNS = (*_BESIDE, *CHAT_COLUMNS)
+BESIDE = ("input", "context", "history")
+"""Columns that belong to a question in one text."""
+INSTRUCTION_COLUMNS = (*BESIDE, *CHAT_COLUMNS)
 """Columns that go with an `instruction`, or another question in one text."""
 
 
@@ -79,7 +80,7 @@ def question_turns(record: dict[str, Any], column: str, tags: Tags) -> list[Any]
         RowRefused: if they stand beside messages, or something cannot be used.
     """
     value = record[column]
-    if isinstance(value, str) and turns_in_text(value) is None and any(map(record.get, _BESIDE)):
+    if isinstance(value, str) and turns_in_text(value) is None and any(map(record.get, BESIDE)):
         return instruction_turns(record, column)
     refuse_beside(record, column)
     return with_system(one_or_more_turns(value, tags, column, "user"), record)
@@ -87,7 +88,7 @@ def question_turns(record: dict[str, Any], column: str, tags: Tags) -> list[Any]
 
 def refuse_beside(record: dict[str, Any], column: str) -> None:
     """Raises RowRefused if columns that belong to a question in one text stand beside messages."""
-    for name in _BESIDE:
+    for name in BESIDE:
         if record.get(name) and record[name] != "[]":
             raise RowRefused(
                 f"the row has `{name}` beside the messages of `{column}`, and it is not known where it belongs; put "

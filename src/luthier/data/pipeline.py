@@ -249,8 +249,9 @@ class Pipeline:
         return PreparedRow(row, "kept", None, content, content_hash=hashed)
 
     def _content(self, row: Row) -> Content:
-        content = convert_row(row, self.plan.sets[row.set], self._formats[row.set], self.notes)
-        return adapt(content, self.plan.reads, self.notes, row.where)
+        formats, asks = self._formats[row.set], self.plan.reads == "prompt"
+        content = convert_row(row, self.plan.sets[row.set], formats, self.notes, keeps=asks)
+        return adapt(content, self.plan.reads, self.notes, row.where, formats.rest(row) if asks else None)
 
 
 def encode_here(recipe: Recipe) -> Encode:
