@@ -302,8 +302,10 @@ def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[
     if source is not None:
         return source, source
     own: Any = tokenizer.chat_template
+    if isinstance(own, list):  # as old files have it
+        own = {one["name"]: one["template"] for one in own}
     if isinstance(own, dict):
-        default = own.get("default")
+        default = own.get("default") or (next(iter(own.values())) if len(own) == 1 else None)
         if default is None:
             raise DataError(
                 f"the tokenizer has several chat templates ({', '.join(own)}) and none is the default; "
