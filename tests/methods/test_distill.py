@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from luthier.cli.check import describe
 from luthier.config.tree import Config
 from luthier.data.batch import Batch, collate
 from luthier.errors import ConfigError
@@ -168,3 +169,9 @@ def test_values_and_gradients_are_trls() -> None:
             total, _ = method.loss(Scores(values.detach(), divergence_N=values.detach()), batch)
             assert float(total) / method.count(batch) == pytest.approx(theirs["loss"], rel=1e-5, abs=1e-7)
         torch.testing.assert_close(mine.grad, torch.tensor(theirs["gradient"]), rtol=1e-4, atol=1e-7)
+
+
+def test_check_says_that_the_teacher_is_asked_once() -> None:
+    base = {"model": "x/y", "data": "a.jsonl", "method": "distill", "teacher": {"name": "x/z", "top_k": 8}}
+    shown = dict(describe(Config.model_validate(base)))
+    assert shown["teacher"] == "x/z (dtype auto, asked once for its 8 likeliest tokens)"

@@ -9,6 +9,7 @@ from luthier.config.data_section import SetSection
 from luthier.config.load import load_with_places
 from luthier.config.overrides import split_arguments
 from luthier.config.paths import path_faults
+from luthier.config.teacher_section import TeacherSection
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, LuthierError
 
@@ -75,7 +76,7 @@ def describe(config: Config) -> list[tuple[str, str]]:
     return [
         ("model", f"{config.model.name} (dtype {config.model.dtype}, device {config.model.device})"),
         ("method", _named(config.method.name, config.method.options)),
-        *([("teacher", f"{config.teacher.name} (dtype {config.teacher.dtype})")] if config.teacher else []),
+        *([("teacher", _teacher(config.teacher))] if config.teacher else []),
         *([("reference", f"{compared.name} (dtype {compared.dtype})")] if compared.name else []),
         ("data", _data(config)),
         *_choices(config),
@@ -116,6 +117,11 @@ def _set(section: SetSection) -> str:
     told = [f"{name} {value:g}" if isinstance(value, int | float) else f"{name} {value}"
             for name, value in given.items() if value not in (None, defaults.get(name))]  # fmt: skip
     return f"{section.path} [{', '.join(told)}]" if told else section.path
+
+
+def _teacher(section: TeacherSection) -> str:
+    once = f", asked once for its {section.top_k} likeliest tokens" if section.top_k else ""
+    return f"{section.name} (dtype {section.dtype}{once})"
 
 
 def _choices(config: Config) -> list[tuple[str, str]]:
