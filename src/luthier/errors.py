@@ -48,3 +48,9 @@ class Interrupted(LuthierError):
     """A run was asked to stop (SIGINT or SIGTERM) and has saved a whole checkpoint."""
 
     exit_code = 130
+
+
+class StopWaiting(BaseException):
+    """Ends a wait for rows because the run was asked to stop. Raised out of a signal's handler, so that it ends
+    reading, tokenising and waiting alike; no `except Exception` on the way takes it for a fault of the rows.
+    """

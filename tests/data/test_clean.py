@@ -19,6 +19,7 @@ from luthier.data.clean.grams import gram_hashes
 from luthier.data.clean.near import NearDuplicates
 from luthier.data.clean.places import Places
 from luthier.data.clean.said import words
+from luthier.data.clean.state import from_bytes, joined
 from luthier.data.content import Answers, Content, Pieces, Steps, Text, TokenIds
 from luthier.data.conversation import conversation_from
 from luthier.errors import ConfigError
@@ -98,10 +99,39 @@ def test_a_cleaner_goes_on_where_its_state_was_taken(rows: list[Content], at: in
     first = cleaner(["one two three"], **options)
     head = outcomes(first, rows[:at])
     second = cleaner(["one two three"], **options)
-    second.restore(first.state())
+    second.restore([first.news()])
     if pickled:
         second = pickle.loads(pickle.dumps(second))
     assert head + outcomes(second, rows[at:], first=at + 1) == expected
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.integers(0, 12), max_size=40), st.integers(1, 5), st.sets(st.integers(0, 40)), st.data())
+def test_what_is_new_each_time_is_all_that_has_to_be_kept(
+    numbers: list[int], limit: int, stops: set[int], data: st.DataObject
+) -> None:
+    """Law: news taken at any moments, joined in any groups, give a filter that decides as the one never stopped."""
+
+    def made() -> Cleaner:
+        one = cleaner(exact_duplicates=True, near_duplicates=1.0)
+        assert one._exact is not None and one._near is not None
+        one._exact.limit = one._near.limit = limit
+        return one
+
+    straight, one, parts = made(), made(), list[bytes]()
+    for line, number in enumerate(numbers, start=1):
+        if line in stops:
+            parts.append(one.news())
+            if data.draw(st.booleans(), label="written as one"):
+                parts = [joined(reversed(parts))]
+            if data.draw(st.booleans(), label="a new process"):
+                one = made()
+                one.restore(parts)
+        row = Text(f"text number {number}")
+        assert one.check(row, f"a:{line}") == straight.check(row, f"a:{line}")
+    parts.append(one.news())
+    assert one.notes == straight.notes
+    assert all(state.num_rows <= 2 * limit for state in from_bytes(joined(reversed(parts))).values())
 
 
 def test_reasons_name_the_earlier_row() -> None:
@@ -132,8 +162,8 @@ def test_a_row_that_comes_again_is_no_duplicate_of_itself(
     found = []
     for number, line in enumerate(lines):
         if number == stop:
-            state, one = one.state(), cleaner(**options)
-            one.restore(state)
+            news, one = one.news(), cleaner(**options)
+            one.restore([news])
         found.append(one.check(chat("hello", "hi"), line) is None)
     assert found == kept
 

@@ -14,7 +14,9 @@ from hypothesis import strategies as st
 
 from luthier.config.data_section import CleanSection, SetSection
 from luthier.data import cache
+from luthier.data.holdout import content_hash
 from luthier.data.loader import StepSource
+from luthier.data.pipeline import HeldOut
 from luthier.data.prepare import prepare_plan
 from luthier.data.windows import Place, WindowMaker, open_window
 from luthier.errors import DataError
@@ -141,7 +143,7 @@ def test_ranks_share_each_step(tmp_path: Path, world: int) -> None:
     plan = token_plan(write_tokens(tmp_path / "a.jsonl", 50))
     alone = token_stream(plan, tmp_path / "w", keep=True)
     ranks = [token_stream(plan, tmp_path / "w", keep=True, rank=r, world=world) for r in range(world)]
-    total = 1
+    total, step = 1, -1
     for step, whole in enumerate(steps_of(alone, total=9)):
         shares = []
         for source in ranks:
@@ -233,3 +235,86 @@ def test_how_long_part_of_an_epoch_is_becomes_known_too(tmp_path: Path) -> None:
     guess = source.total_steps(1.5, None)
     steps = steps_of(source, total=guess)
     assert len(steps) == math.ceil(1.5 * num_packs / source.packs_per_step) < guess
+
+
+def shaped(path: Path, counts: list[tuple[str, int]]) -> Path:
+    """Rows of one kind after another: fine ones, copies of the first, and broken ones."""
+    fine = iter(range(200))
+    rows = {
+        "fine": lambda: json.dumps({"input_ids": [7, 8, next(fine)]}),
+        "copy": lambda: json.dumps({"input_ids": [7, 8, 9, 9]}),
+        "broken": lambda: "{broken",
+    }
+    path.write_text("".join(rows[kind]() + "\n" for kind, count in counts for _ in range(count)))
+    return path
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("keep", [True, False])
+def test_windows_without_any_row_to_learn_from_are_passed_over(
+    tmp_path: Path, keep: bool, workers: int
+) -> None:
+    seen = tmp_path / "seen.jsonl"
+    file = shaped(seen, [("broken", 16), ("fine", 3), ("broken", 9), ("fine", 2), ("broken", 4)])
+    source = token_stream(
+        token_plan(file), tmp_path / "w", window_rows=4, epochs=2, keep=keep, workers=workers
+    )
+    try:
+        first = source.first_window()
+        assert first.place.window == 4 and len(first.dataset) == 3
+        total = source.total_steps(2, None)
+        rows = rows_in(steps_of(source, total=total))
+        assert sorted(rows) == sorted([16, 17, 18, 28, 29] * 2)
+        assert (source.ledger.read, source.ledger.kept, source.ledger.faults) == (34, 5, 29)
+    finally:
+        source.close()
+
+
+def test_rows_set_aside_in_the_beginning_do_not_end_a_stream_but_faults_do(tmp_path: Path) -> None:
+    held = HeldOut(hashes=frozenset([content_hash({"input_ids": [7, 8, 9, 9]})]))
+    file = shaped(tmp_path / "a.jsonl", [("copy", 5), ("fine", 1)])
+    plan = token_plan(file, held_out=held)
+    source = token_stream(plan, tmp_path / "w", window_rows=1, max_drop_fraction=0.0)
+    assert source.first_window().place.window == 5
+    assert rows_in(steps_of(source, total=9)) == [5] and source.ledger.set_aside == 5
+    file = shaped(tmp_path / "b.jsonl", [("broken", 4), ("fine", 30)])
+    source = token_stream(token_plan(file), tmp_path / "v", window_rows=2, max_drop_fraction=0.3)
+    with pytest.raises(DataError, match="none of the 2 rows can be used"):
+        source.first_window()
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_what_cleaning_remembers_is_written_once(tmp_path: Path, keep: bool) -> None:
+    """Not with every window anew, which would take the square of the rows."""
+    file = tmp_path / "a.jsonl"
+    file.write_text(
+        "".join(json.dumps({"input_ids": [1, row // 200, row % 200]}) + "\n" for row in range(4000))
+    )
+    plan = token_plan(file, clean=CleanSection(exact_duplicates=True))
+    source = token_stream(plan, tmp_path / "w", window_rows=100, keep=keep)
+    step = 0
+    while step < source.ready(9999):
+        source.step(step)
+        step += 1
+    sizes = [one.stat().st_size for one in (tmp_path / "w").rglob("cleaner.npy")]
+    assert len(sizes) == 40 and max(sizes) < 2 * min(sizes)
+    assert sum(sizes) < 4000 * 16 + 40 * 2000
+    rows = list((tmp_path / "w").rglob("ids.npy"))
+    assert len(rows) == (40 if keep else 2)
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 1.5])
+def test_nothing_is_made_ahead_for_an_epoch_that_does_not_come(tmp_path: Path, epochs: float) -> None:
+    files = [write_tokens(tmp_path / f"{i}.jsonl", 12, seed=i) for i in range(2)]
+    plan = token_plan(*files, mix="all_exhausted")
+    assert not plan.same_every_epoch
+    source = token_stream(plan, tmp_path / "w", epochs=epochs, window_rows=8, workers=1)
+    asked: list[int] = []
+    windows: Any = source._windows.windows
+    ask = windows._ask
+    windows._ask = lambda place: (asked.append(place.epoch), ask(place))
+    try:
+        steps_of(source, total=source.total_steps(epochs, None))
+    finally:
+        source.close()
+    assert max(asked) == math.ceil(epochs) - 1

@@ -65,6 +65,8 @@ class Steps:
         self.sharing, self.cost = sharing, cost
         self.shape: FixedShape | None = None
         self.first_step = 0  # the one that has the first rows
+        self.failed = False
+        """Whether the next rows could not be had: what went wrong last is theirs, on every rank."""
 
     def shuffled_packs(self, lengths: NDArray[np.int64], *draws: int) -> tuple[Packs, NDArray[np.int64]]:
         """Rows of these lengths as packs, and the order of these, both as the seed and `draws` say."""
@@ -78,6 +80,9 @@ class Steps:
         if self.world == 1:
             return list(range(len(costs)))
         return balance(np.array(costs, dtype=np.float64), self.world)[self.rank].tolist()
+
+    def stop_waiting(self) -> None:
+        """Ends a wait for rows that is under way by raising `StopWaiting`: for the handler of a signal."""
 
     def batch(self, examples: Sequence[Example]) -> Batch:
         """A micro-batch."""

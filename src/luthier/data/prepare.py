@@ -12,11 +12,13 @@ from typing import Any
 
 from luthier.config.data_section import SetSection
 from luthier.data import cache
+from luthier.data.alone import alone
 from luthier.data.chat import ChatTemplate
 from luthier.data.encode import EncodeOptions
 from luthier.data.join import Joiner, Origin
 from luthier.data.ledger import Ledger
 from luthier.data.pipeline import Pipeline, Plan, PreparedRow, Recipe
+from luthier.data.room import Room
 from luthier.data.sources import Row, Source
 from luthier.data.sources.files import LocalFile
 from luthier.data.store import TableWriter, TokenDataset
@@ -24,8 +26,8 @@ from luthier.data.workers import make_encode
 from luthier.errors import DataError
 
 _SECONDS_BETWEEN_REPORTS = 2.0
-Progress = Callable[[int], None]
-"""Called now and then with the number of rows read."""
+Progress = Callable[[int | str], None]
+"""Called now and then with the number of rows read, or with what is waited for."""
 
 
 def prepare(
@@ -92,10 +94,11 @@ def prepare_plan(
     if found is None:
 
         def fill(folder: Path, facts: dict[str, Any]) -> None:
-            rows = _reported((row for row, _ in islice(source.rows(), first)), progress)
+            part = first is not None or wanted is not None
+            rows = _reported(_read(source, first, None if part else Room(folder)), progress)
             _fill(plan, filter(wanted, rows) if wanted else rows, workers, folder, facts)
 
-        found, notes = _made(entry, fill)
+        found, notes = _made(entry, fill, progress or (lambda value: None))
     arrays, facts = found
     dataset = TokenDataset(arrays, facts, [*source.notes, *facts["notes"], *notes])
     dataset.ledger.check(max_drop_fraction)
@@ -155,15 +158,21 @@ def _fill(plan: Plan, rows: Iterator[Row], workers: int, folder: Path, facts: di
 
 
 def _made(
-    entry: Path | None, fill: Callable[[Path, dict[str, Any]], None]
+    entry: Path | None, fill: Callable[[Path, dict[str, Any]], None], progress: Progress
 ) -> tuple[tuple[cache.Arrays, dict[str, Any]], list[str]]:
-    """The arrays that `fill` makes: in the cache if that can be written, else in a folder without a name."""
+    """The arrays that `fill` makes: in the cache if that can be written, else in a folder without a name.
+
+    Of several processes with the same cache one makes them, and the others take what it made.
+    """
     notes = []
     if entry is not None:
         facts: dict[str, Any] = {}
         try:
-            with cache.new_entry(entry, facts) as folder:
-                fill(folder, facts)
+            with alone(entry, progress):
+                if found := cache.load(entry):
+                    return found, []
+                with cache.new_entry(entry, facts) as folder:
+                    fill(folder, facts)
             if found := cache.load(entry):
                 return found, []
             why = "what was written there cannot be read back"
@@ -182,8 +191,17 @@ def _made(
     except OSError as fault:
         raise DataError(
             f"the tokens cannot be written to {tempfile.gettempdir()}: {fault.strerror or fault}. "
-            "Make room there, or name another folder in the environment variable TMPDIR"
+            "Make room there, name another folder in the environment variable TMPDIR, or set data.streaming: true, "
+            "which needs room for a few windows only"
         ) from fault
+
+
+def _read(source: Source, first: int | None, room: Room | None) -> Iterator[Row]:
+    """The rows of the first epoch, as long as there is room for their tokens. Raises OSError if there is not."""
+    for number, (row, position) in enumerate(islice(source.rows(), first), start=1):
+        yield row
+        if room is not None and room.is_due(number):
+            room.check(source.progress(position))
 
 
 def _reported(rows: Iterator[Row], progress: Progress | None) -> Iterator[Row]:

@@ -8,11 +8,13 @@ How many steps a number of epochs takes is estimated from the share of the data 
 window; a run over whole epochs ends with its last row, whatever was estimated.
 """
 
+import copy
 import math
 from typing import Any
 
 import numpy as np
 
+from luthier.data import remembered
 from luthier.data.batch import Batch
 from luthier.data.ledger import Ledger
 from luthier.data.loader import Steps
@@ -56,8 +58,8 @@ class StreamSource(Steps):
         self._done: float | None = 0.0  # share of the epoch that these are
 
     def first_window(self) -> Window:
-        """The first window, without taking anything from it."""
-        return self._windows.open(Place(), ahead=False)
+        """The first window that has rows to learn from, without taking anything from it."""
+        return first_with_rows(self._windows, self.max_drop_fraction)[0]
 
     def total_steps(self, epochs: float, steps: int | None) -> int:
         """Steps of a run over so many epochs as estimated from the first window, or the given number.
@@ -68,7 +70,7 @@ class StreamSource(Steps):
         if steps is not None:
             return steps
         first = self.first_window()
-        packs = len(self.shuffled_packs(first.dataset.lengths, 0, 0)[0])
+        packs = len(self.shuffled_packs(first.dataset.lengths, 0, first.place.window)[0])
         if first.done is None:
             raise DataError(
                 "how long an epoch is cannot be known before it is read, so train.epochs cannot be turned into a "
@@ -101,14 +103,15 @@ class StreamSource(Steps):
 
         Raises:
             LuthierError: if rows cannot be read, or too many of them cannot be used.
+            StopWaiting: the run was asked to stop while it waited. Then, too, nothing is taken: it can be saved.
         """
         assert step == self._step, "a stream gives its steps in order"
-        chosen: list[tuple[Window, np.ndarray]] = []
-        while len(chosen) < self.packs_per_step and self._has_packs():
-            (packs, order), window = self._current(), self._window
-            assert window is not None, "there are packs"
-            chosen.append((window, packs[int(order[self._taken])]))
-            self._taken += 1
+        before = dict(vars(self))
+        try:
+            chosen = self._take()
+        except BaseException:
+            vars(self).update(before | {"failed": self.failed})
+            raise
         self._step += 1
         costs = [float(self.cost.of_rows(window.dataset.lengths[rows]).sum()) for window, rows in chosen]
         batches = []
@@ -116,6 +119,10 @@ class StreamSource(Steps):
             window, rows = chosen[number]
             batches.append(self.batch([window.dataset.example(int(i)) for i in rows]))
         return batches
+
+    def stop_waiting(self) -> None:
+        """See `Steps`."""
+        self._windows.stop_waiting()
 
     def took_window(self) -> bool:
         """Whether a window was opened since the last call."""
@@ -134,7 +141,7 @@ class StreamSource(Steps):
         place = self._window.place if self._window is not None else self._next
         return {
             "place": place.to_json(),
-            "cleaner": place.cleaner,
+            "cleaner": remembered.read(place.memory) if place.memory else None,
             "opened": self._window is not None,
             "taken": self._taken,
             "step": self._step,
@@ -146,11 +153,11 @@ class StreamSource(Steps):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Goes on from where `state` was taken. Every rank calls it."""
-        place = Place(**state["place"], cleaner=state["cleaner"])
+        place = Place(**state["place"], memory=self._windows.keep_memory(state["cleaner"]))
         self._window = self._before = self._packs = None
         self._next = place
         if state["opened"]:
-            self._window = self._windows.open(place)
+            self._window = self._windows.open(place, epochs=self.epochs)
             self._next = self._window.next
         self._taken, self._step = state["taken"], state["step"]
         self._counted, self._done = state["counted"], state["done"]
@@ -166,6 +173,16 @@ class StreamSource(Steps):
         self._window = self._before = self._packs = None
         self._windows.close()
 
+    def _take(self) -> list[tuple[Window, np.ndarray]]:
+        """The packs of the next step: each a window and rows of it."""
+        chosen: list[tuple[Window, np.ndarray]] = []
+        while len(chosen) < self.packs_per_step and self._has_packs():
+            (packs, order), window = self._current(), self._window
+            assert window is not None, "there are packs"
+            chosen.append((window, packs[int(order[self._taken])]))
+            self._taken += 1
+        return chosen
+
     def _has_packs(self) -> bool:
         """Whether there is another pack; opens the next window if need be."""
         while self._window is None or self._taken >= len(self._current()[1]):
@@ -175,20 +192,22 @@ class StreamSource(Steps):
         return True
 
     def _advance(self) -> None:
-        """Makes the next window the current one, and enters its rows."""
-        window = self._windows.open(self._next)
+        """Makes the next window the current one, and enters its rows; nothing is changed if that fails."""
+        self.failed = True
+        window = self._windows.open(self._next, epochs=self.epochs)
+        ledger, notes = copy.deepcopy((self.ledger, self.notes))  # `step` may go back to the old ones
+        first = window.place.epoch == 0
+        if first or not self._windows.same_every_epoch:
+            ledger.include(window.dataset.ledger)
+            notes.merge(window.notes)
+        _check(ledger, window, self.max_drop_fraction)
+        self.failed = False
+        self.ledger, self.notes = ledger, notes
         self._before, self._window, self._packs, self._taken = self._window, window, None, 0
         self._next, self._news = window.next, True
-        if window.place.epoch == 0 or not self._windows.same_every_epoch:
-            self.ledger.include(window.dataset.ledger)
-            self.notes.merge(window.notes)
-        if window.place.epoch == 0:
+        if first:
             self._counted += len(self._current()[1])
             self._done = window.done
-        if self.ledger.faults > self.max_drop_fraction * self.ledger.read:
-            self.ledger.check(self.max_drop_fraction)
-        if window.ends_epoch and not self.ledger.usable:
-            self.ledger.check(1.0)
 
     def _current(self) -> tuple[Packs, np.ndarray]:
         if self._packs is None:
@@ -200,3 +219,30 @@ class StreamSource(Steps):
 
     def _steps_of(self, packs: float) -> int:
         return max(1, math.ceil(packs / self.packs_per_step - 1e-9))
+
+
+def first_with_rows(windows: SharedWindows, max_drop_fraction: float) -> tuple[Window, Ledger, Notes]:
+    """The first window that has rows to learn from, and the account and the notes of all windows up to it.
+
+    All ranks call it together.
+
+    Raises:
+        LuthierError: if a window cannot be made, too many of its rows cannot be used, or no row of any can.
+    """
+    place, ledger, notes = Place(), Ledger(), Notes()
+    while True:
+        window = windows.open(place, ahead=False)
+        ledger.include(window.dataset.ledger)
+        notes.merge(window.notes)
+        _check(ledger, window, max_drop_fraction)
+        if len(window.dataset) or window.ends_epoch:
+            return window, ledger, notes
+        place = window.next
+
+
+def _check(ledger: Ledger, window: Window, max_drop_fraction: float) -> None:
+    """Whether to go on behind a window, by the account of all rows so far."""
+    if ledger.faults > max_drop_fraction * ledger.read:
+        ledger.check(max_drop_fraction)
+    if window.ends_epoch and not ledger.usable:
+        ledger.check(1.0)

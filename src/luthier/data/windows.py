@@ -5,6 +5,7 @@ where the next begins. Making it needs only that place and the files: nothing th
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -13,19 +14,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from luthier.data import cache
+from luthier.data import cache, remembered
+from luthier.data.alone import alone
 from luthier.data.notes import Notes
 from luthier.data.pipeline import Pipeline, Plan
 from luthier.data.prepare import entry_key, write_rows
 from luthier.data.sources import Row
 from luthier.data.store import TokenDataset
 from luthier.data.workers import Handler, Worker, make_encode
-from luthier.errors import DataError, LuthierError
+from luthier.errors import DataError, LuthierError, StopWaiting
 
-Tell = Callable[[Any], None]
-_CLEANER = "cleaner"
+Tell = Callable[[int | str], None]
+"""Hears how many rows were read so far, or what goes on while none come."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Place:
     window: int = 0
     position: Any = None
     """The source's; None: the start of the epoch."""
-    cleaner: bytes | None = None
-    """What cleaning remembers of the rows before; None: nothing."""
+    memory: tuple[str, ...] = ()
+    """Files with what cleaning remembers of the rows before, in order."""
 
     def to_json(self) -> dict[str, Any]:
         """All but what cleaning remembers, as plain JSON values."""
@@ -82,7 +82,7 @@ class WindowMaker:
         self._expected: Place | None = None
 
     def make(self, place: Place, entry: Path, tell: Tell = lambda value: None) -> None:
-        """Writes the window at a place as an entry of the cache. `tell` hears the rows read so far.
+        """Writes the window at a place as an entry of the cache.
 
         Raises:
             DataError: if the rows cannot be read, or the window cannot be written.
@@ -91,19 +91,23 @@ class WindowMaker:
             self._rows, self._ahead = self._source.rows(place.epoch, place.position), None
             # the first rows of all are looked at closely; what is wrong later ends in the ledger
             self._pipeline = Pipeline(self.plan, self._encode, check_files=place == Place())
-            if self._pipeline.cleaner is not None and place.cleaner is not None:
-                self._pipeline.cleaner.restore(place.cleaner)
+            if self._pipeline.cleaner is not None and place.memory:
+                self._pipeline.cleaner.restore([remembered.read(place.memory)])
         self._expected = None
+        self._source.signs.tell = tell
         try:
-            facts: dict[str, Any] = {}
-            with cache.new_entry(entry, facts) as folder:
-                following = self._fill(place, folder, facts, tell)
+            with alone(entry, tell):
+                if not self._source.is_stream and cache.load(entry) is not None:
+                    return  # another process has made it meanwhile
+                facts: dict[str, Any] = {}
+                with cache.new_entry(entry, facts) as folder:
+                    following = self._fill(place, folder, facts, tell)
         except OSError as fault:
             raise DataError(
                 f"the tokens of a window of rows cannot be written to {entry.parent}: {fault.strerror or fault}. "
                 "Make room there, or lower data.window_rows"
             ) from fault
-        self._expected = following
+        self._expected = _with_memory(following, place, entry)
 
     def _fill(self, place: Place, folder: Path, facts: dict[str, Any], tell: Tell) -> Place:
         pipeline, cleaner = self._pipeline, self._pipeline.cleaner
@@ -124,12 +128,11 @@ class WindowMaker:
         if self._ahead is None:
             following, done = Place(place.epoch + 1), 1.0
         else:
-            memory = cleaner.state() if cleaner is not None else None
             position = json.loads(json.dumps(positions[0]))  # as it will be read back
-            following = Place(place.epoch, place.window + 1, position, memory)
+            following = Place(place.epoch, place.window + 1, position)
             done = self._source.progress(positions[0])
-        if following.cleaner is not None:
-            np.save(folder / f"{_CLEANER}.npy", np.frombuffer(following.cleaner, np.uint8))
+        if cleaner is not None:
+            remembered.write(folder, cleaner.news())
         notes = pipeline.take_notes()
         for told in cleaner.notes if cleaner is not None else []:
             notes.add(told, f"in window {place.window + 1}")
@@ -168,7 +171,7 @@ class Windows:
         folder: where windows are kept.
         keep: leave them there for the next epoch and the next run; else each is removed after the one behind it.
         workers: processes that work ahead; 0: none, windows are made here when they are needed.
-        tell: hears the number of rows read while somebody waits for them.
+        tell: while somebody waits for rows, hears how many are read, or what goes on while none come.
     """
 
     def __init__(
@@ -179,7 +182,7 @@ class Windows:
         *,
         keep: bool,
         workers: int = 0,
-        tell: Callable[[int], None] = lambda rows: None,
+        tell: Tell = lambda value: None,
     ):
         self.plan, self.num_rows, self.folder, self.keep, self._tell = plan, num_rows, folder, keep, tell
         self.key = f"{entry_key(plan, plan.open(), whole=False)}-{num_rows}"
@@ -187,19 +190,38 @@ class Windows:
         self._worker: Worker | None = None
         self._maker: WindowMaker | None = None
         self._asked: Place | None = None
-        self._opened: list[Path] = []
+        self._opened: dict[Path, tuple[int, int]] = {}  # and the number of the epoch and the window
+        self._memory: str | None = None
+        self._may_end = False  # a window is being opened, which a signal may end
 
     def entry(self, place: Place) -> Path:
         """The folder of a window."""
         epoch = 0 if self.plan.same_every_epoch else place.epoch
         return self.folder / self.key / f"{epoch}-{place.window}"
 
-    def open(self, place: Place, *, ahead: bool = True) -> Path:
-        """The folder of the window at a place, made if need be. `ahead` starts making the one behind it.
+    def open(self, place: Place, *, ahead: bool = True, epochs: float | None = None) -> Path:
+        """The folder of the window at a place, made if need be.
+
+        `ahead` says that it is read now: the one behind it is begun, unless so many epochs end there, and those
+        before it may go.
 
         Raises:
             LuthierError: if it cannot be made.
+            StopWaiting: `stop_waiting` was called meanwhile.
         """
+        self._may_end = True
+        try:
+            return self._open(place, ahead, math.inf if epochs is None else epochs)
+        finally:
+            self._may_end = False
+
+    def stop_waiting(self) -> None:
+        """Ends `open`, if this thread is in it, by raising `StopWaiting`: for the handler of a signal."""
+        if self._may_end:
+            self._may_end = False
+            raise StopWaiting
+
+    def _open(self, place: Place, ahead: bool, epochs: float) -> Path:
         entry = self.entry(place)
         if self._asked == place:
             self._wait()
@@ -209,13 +231,23 @@ class Windows:
             found = open_window(entry, place)
         if found is None:
             raise DataError(f"the window of rows in {entry} cannot be read back; the disk may be damaged")
-        self._remove_old(entry)
-        if ahead and self._workers and not self.entry(found.next).exists():
+        self._opened[entry] = place.epoch, place.window
+        if ahead and not self.keep:
+            self._remove_before(place)
+        wanted = ahead and found.next.epoch < epochs
+        if wanted and self._workers and not cache.is_there(self.entry(found.next)):
             self._ask(found.next)
         return entry
 
+    def keep_memory(self, part: bytes) -> str:
+        """Writes down what cleaning remembered at a place, from a checkpoint; returns the file for `Place.memory`."""
+        self._memory = remembered.keep(self.folder / self.key, part)
+        return self._memory
+
     def close(self) -> None:
         """Ends the processes, and removes what is not kept."""
+        if self._memory is not None:
+            Path(self._memory).unlink(missing_ok=True)
         if self._worker is not None:
             self._worker.close()
             cache.remove_partials(self.folder / self.key, self._worker.process.pid)
@@ -249,14 +281,12 @@ class Windows:
         self._asked = None
         self._worker.answer(self._tell)
 
-    def _remove_old(self, entry: Path) -> None:
-        """Windows that nobody reads any more: those before the last two."""
-        if self.keep:
-            return
-        self._opened = [*(one for one in self._opened if one != entry), entry]
-        for old in self._opened[:-2]:
-            shutil.rmtree(old, ignore_errors=True)
-        self._opened = self._opened[-2:]
+    def _remove_before(self, place: Place) -> None:
+        """Windows that nobody reads any more: those before this one, but for the last of them."""
+        before = [one for one, number in self._opened.items() if number < (place.epoch, place.window)]
+        for old in sorted(before, key=self._opened.__getitem__)[:-1]:
+            remembered.remove_rows(old)
+            del self._opened[old]
 
 
 @dataclass(frozen=True)
@@ -275,21 +305,22 @@ class SharedWindows:
     gather: Callable[[Any], list[Any]] = lambda value: [value]
     same_every_epoch: bool = True
 
-    def open(self, place: Place, *, ahead: bool = True) -> Window:
-        """The window at a place. Every rank calls it, and learns of a failure on any.
+    def open(self, place: Place, *, ahead: bool = True, epochs: float | None = None) -> Window:
+        """The window at a place. Every rank calls it, and learns of a failure on any. See `Windows.open`.
 
         Raises:
             LuthierError: if it cannot be made.
+            StopWaiting: a rank that makes windows was asked to stop meanwhile.
         """
-        outcome: Path | LuthierError | None = None
+        outcome: Path | LuthierError | StopWaiting | None = None
         if self.windows is not None:
             try:
-                outcome = self.windows.open(place, ahead=ahead)
-            except LuthierError as error:
+                outcome = self.windows.open(place, ahead=ahead, epochs=epochs)
+            except (LuthierError, StopWaiting) as error:
                 outcome = error
         outcomes = self.gather(outcome)
         for error in outcomes:
-            if isinstance(error, LuthierError):
+            if isinstance(error, (LuthierError, StopWaiting)):
                 raise error
         window = open_window(outcomes[self.maker], place)
         if window is None:
@@ -298,10 +329,28 @@ class SharedWindows:
             )
         return window
 
+    def keep_memory(self, part: bytes | None) -> tuple[str, ...]:
+        """`Place.memory` at a place where, as a checkpoint says, cleaning remembered this. Every rank calls it."""
+        if part is None:
+            return ()
+        own = self.windows.keep_memory(part) if self.windows is not None else ""
+        return (self.gather(own)[self.maker],)
+
+    def stop_waiting(self) -> None:
+        """Ends a wait of this rank for a window: for the handler of a signal."""
+        if self.windows is not None:
+            self.windows.stop_waiting()
+
     def close(self) -> None:
         """Ends what works ahead."""
         if self.windows is not None:
             self.windows.close()
+
+
+def _with_memory(following: Place, place: Place, entry: Path) -> Place:
+    """The place behind a window, which goes on with what cleaning remembers, unless an epoch begins there."""
+    files = remembered.files_behind(place.memory, entry) if following.window else ()
+    return replace(following, memory=files)
 
 
 def open_window(entry: Path, place: Place) -> Window | None:
@@ -311,9 +360,8 @@ def open_window(entry: Path, place: Place) -> Window | None:
         return None
     arrays, facts = found
     following = Place(**facts["next"])
-    if _CLEANER in arrays:
-        following = replace(following, cleaner=arrays[_CLEANER].tobytes())
     # an entry that epochs share was made in one of them; only the last window's successor is the first of an epoch
     following = replace(following, epoch=place.epoch + (following.window == 0))
+    following = _with_memory(following, place, entry)
     notes = Notes.from_json(facts["notes"])
     return Window(place, TokenDataset(arrays, facts), following, facts["done"], notes)

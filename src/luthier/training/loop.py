@@ -95,8 +95,9 @@ class Trainer:
         return Report(self.progress.step, values | {"tokens": tokens, "tokens_per_second": tokens / elapsed})
 
     def interrupt(self, reason: str) -> None:
-        """Asks to stop after the step under way."""
+        """Asks to stop after the step under way, or at once where it waits for rows: by raising `StopWaiting`."""
         self.interrupted = reason
+        self.source.stop_waiting()
 
     @property
     def total_steps(self) -> int:
@@ -107,9 +108,8 @@ class Trainer:
         """Steps of the run, which a stream of rows knows better and better; the schedule is stretched to them."""
         if self.max_tokens is not None:
             return self.total_steps
-        known = self.source.ready(self.schedule.total_steps)
-        self.schedule = replace(self.schedule, total_steps=known)
-        return known
+        self.schedule = replace(self.schedule, total_steps=self.source.ready(self.schedule.total_steps))
+        return self.schedule.total_steps
 
     def _agreed_to_stop(self) -> bool:
         """Whether to stop before the next step. All ranks leave at the same one, whichever got the signal."""

@@ -28,7 +28,8 @@ from luthier.data.registries import expand_registries
 from luthier.data.sources import Source, open_source
 from luthier.data.sources.files import LocalFile
 from luthier.data.store import TokenDataset
-from luthier.data.windows import Place, SharedWindows, Windows
+from luthier.data.stream import first_with_rows
+from luthier.data.windows import SharedWindows, Tell, Windows
 from luthier.errors import ConfigError, DataError
 from luthier.parallel.cluster import Cluster
 from luthier.places import cache_folder
@@ -49,7 +50,7 @@ class Data:
     """The rows of a run, tokenised, and what became of each."""
 
     train: Dataset
-    """What is learned from; of a stream the first window."""
+    """What is learned from; of a stream the first window that has any."""
     held_out: Dataset | None
     ledgers: dict[str, Ledger]
     notes: tuple[str, ...]
@@ -173,13 +174,13 @@ class DataBuilder:
         return 0 if small and not streams else min(MOST_WORKERS, usable_cores())
 
     def _all(self, plan: Plan) -> TokenDataset:
-        """All rows at once. The main rank goes first, so that the others find the cache."""
+        """All rows at once. One rank of each machine goes first, so that the others find the cache."""
         source = plan.open()
 
-        def progress(rows: int) -> None:
-            self.say(f"{plan.role}: {rows} rows read")
+        def progress(value: int | str) -> None:
+            self.say(f"{plan.role}: {value if isinstance(value, str) else f'{value} rows read'}")
 
-        if not self.cluster.is_main:
+        if self.cluster.local_rank:
             self.cluster.barrier()
         dataset = prepare_plan(
             plan,
@@ -188,7 +189,7 @@ class DataBuilder:
             workers=self._workers(source, streams=False),
             progress=progress if self.cluster.is_main else None,
         )
-        if self.cluster.is_main:
+        if not self.cluster.local_rank:
             self.cluster.barrier()
         return dataset
 
@@ -278,21 +279,18 @@ class DataBuilder:
                 folder,
                 keep=keep,
                 workers=self._workers(source, streams=num_rows != EVERYTHING),
-                tell=_now_and_then(
-                    lambda rows: self.say(f"{plan.role}: {rows} rows of the next window read")
-                ),
+                tell=_now_and_then(lambda value: self.say(f"{plan.role}: {_in_words(value)}")),
             )
         shared = SharedWindows(
             windows, cluster.rank - cluster.local_rank, cluster.gather, plan.same_every_epoch
         )
         try:
-            first = shared.open(Place(), ahead=False)
-            first.dataset.ledger.check(self.data.max_drop_fraction)
+            first, ledger, notes = first_with_rows(shared, self.data.max_drop_fraction)
         except BaseException:
             shared.close()
             raise
-        self.notes += [*source.notes, *first.notes.lines()]
-        ledgers = {"train": first.dataset.ledger} | ({"eval": evaluated.ledger} if evaluated else {})
+        self.notes += [*source.notes, *notes.lines()]
+        ledgers = {"train": ledger} | ({"eval": evaluated.ledger} if evaluated else {})
         return Data(first.dataset, evaluated, ledgers, tuple(self.notes), shared)
 
     def _place_of_windows(self, source: Source) -> tuple[Path, bool]:
@@ -314,15 +312,19 @@ class DataBuilder:
         return self.scratch, False
 
 
-def _now_and_then(tell: Callable[[int], None], seconds: float = 5.0) -> Callable[[int], None]:
+def _in_words(value: int | str) -> str:
+    return value if isinstance(value, str) else f"{value} rows of the next window read"
+
+
+def _now_and_then(tell: Tell, seconds: float = 5.0) -> Tell:
     """Tells at most every few seconds."""
     told = time.monotonic()
 
-    def maybe(rows: int) -> None:
+    def maybe(value: int | str) -> None:
         nonlocal told
         if time.monotonic() - told >= seconds:
             told = time.monotonic()
-            tell(rows)
+            tell(value)
 
     return maybe
 

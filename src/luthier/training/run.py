@@ -1,7 +1,7 @@
 """The life of a run: folder, data, model, answers before, training, answers after, files, report."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +15,7 @@ from luthier.config.tree import Config
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import in_order
 from luthier.data.stream import StreamSource
-from luthier.errors import Interrupted, LuthierError, RunError
+from luthier.errors import Interrupted, LuthierError, RunError, StopWaiting
 from luthier.evaluate import metrics
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.adapter_files import save_adapter
@@ -56,6 +56,7 @@ from luthier.training.resume import (
 from luthier.training.rows import data_hashes
 from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 from luthier.training.start import find_start, settled, start_from
+from luthier.training.stopping import asked_to_stop, saved_if_rows_fail
 from luthier.training.template import build_template, template_notes
 
 
@@ -228,13 +229,14 @@ def _train(
     trainer.hooks += [evaluation, saver]
     with stop_on_signals(trainer.interrupt):
         with progress if own is not None else nullcontext():
-            trainer.run()
-            if not any(cluster.gather(trainer.interrupted)):
+            with suppress(StopWaiting), saved_if_rows_fail(trainer, saver, say):
+                trainer.run()
+            if not asked_to_stop(trainer):
                 evaluation.finish(trainer)
-        if trainer.interrupted:
+        if asked := asked_to_stop(trainer):
             saver.save(trainer)
             raise Interrupted(
-                f"{trainer.interrupted}: stopped after step {trainer.progress.step} of "
+                f"{asked}: stopped after step {trainer.progress.step} of "
                 f"{trainer.total_steps} and saved it. Continue with: "
                 f"luthier train {folder.path} --resume"
             )

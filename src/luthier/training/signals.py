@@ -33,8 +33,8 @@ def stop_on_signals(stop: Callable[[str], None]) -> Iterator[None]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        stop(signal.Signals(number).name)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        stop(signal.Signals(number).name)  # which may raise
 
     before = {number: signal.signal(number, handle) for number in CAUGHT}
     try:

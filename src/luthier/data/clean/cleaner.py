@@ -1,6 +1,6 @@
 """Applies the section `data.clean` to rows, one after the other."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from luthier.config.data_section import CleanSection
 from luthier.data.clean.exact import ExactDuplicates
@@ -8,7 +8,7 @@ from luthier.data.clean.language import LanguageFilter
 from luthier.data.clean.near import NearDuplicates
 from luthier.data.clean.overlap import EvalOverlap
 from luthier.data.clean.said import said
-from luthier.data.clean.state import from_bytes, to_bytes
+from luthier.data.clean.state import from_bytes, joined, to_bytes
 from luthier.data.content import Content, TokenIds
 from luthier.errors import ConfigError
 
@@ -79,13 +79,13 @@ class Cleaner:
         """Everything that changes its decisions, besides the rows and the held-out texts."""
         return f"{_VERSION} {self.options.model_dump_json()}"
 
-    def state(self) -> bytes:
-        """What is remembered of the rows so far."""
-        return to_bytes({name: part.state() for name, part in self._memories().items()})
+    def news(self) -> bytes:
+        """What is to be remembered of the rows since the last call, or since the beginning."""
+        return to_bytes({name: part.news() for name, part in self._memories().items()})
 
-    def restore(self, state: bytes) -> None:
-        """Goes on where `state` was taken, by a cleaner with the same options."""
-        states, own = from_bytes(state), self._memories()
+    def restore(self, parts: Sequence[bytes]) -> None:
+        """Goes on behind these news, which are all there are, of a cleaner with the same options."""
+        states, own = from_bytes(joined(reversed(parts))), self._memories()
         assert states.keys() == own.keys(), "the state is from a cleaner with the same options"
         for name, part in own.items():
             part.restore(states[name])

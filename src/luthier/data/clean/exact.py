@@ -1,5 +1,6 @@
 """Rows that say exactly what an earlier one said."""
 
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ class ExactDuplicates:
         self._places = Places()
         self._seen: dict[int, int] = {}
         self._before: dict[int, int] = {}
+        self._total = self._num_new = 0
 
     def check(self, content: Content, where: str) -> str | None:
         """Why this row is left out; None if it is the first one to say this, and remembered from now on."""
@@ -33,30 +35,33 @@ class ExactDuplicates:
             if again and place == self._places.number(where):  # the row itself, once more
                 return None
             return f"the row says the same as '{self._places.where(place)}' (data.clean.exact_duplicates)"
+        self._remember(key, self._places.number(where))
+        self._num_new += 1
+        return None
+
+    def _remember(self, key: int, place: int) -> None:
         if len(self._seen) >= self.limit:
             self.forgot = self.forgot or bool(self._before)
             self._seen, self._before = {}, self._seen
-        self._seen[key] = self._places.number(where)
-        return None
+        self._seen[key] = place
+        self._total += 1
 
-    def state(self) -> State:
-        """What is remembered."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, table in (("seen", self._seen), ("before", self._before)):
-            arrays[f"{name}_keys"] = np.fromiter(table.keys(), np.uint64, len(table))
-            arrays[f"{name}_places"] = np.fromiter(table.values(), np.int64, len(table))
-        return State(arrays, {"files": self._places.state(), "forgot": self.forgot})
+    def news(self) -> State:
+        """What is new since the last call, as far as it is still remembered."""
+        latest = chain(reversed(self._seen.items()), reversed(self._before.items()))
+        items = list(islice(latest, self._num_new))[::-1]
+        self._num_new = 0
+        arrays: dict[str, NDArray[Any]] = {
+            "keys": np.fromiter((key for key, _ in items), np.uint64, len(items)),
+            "places": np.fromiter((place for _, place in items), np.int64, len(items)),
+        }
+        return State(arrays, self._total, self.limit, {"files": self._places.state(), "forgot": self.forgot})
 
     def restore(self, state: State) -> None:
-        """Goes on where `state` was taken."""
-        self._seen, self._before = (
-            dict(
-                zip(
-                    state.arrays[f"{name}_keys"].tolist(),
-                    state.arrays[f"{name}_places"].tolist(),
-                    strict=True,
-                )
-            )
-            for name in ("seen", "before")
-        )
+        """Goes on behind all that was ever remembered, of which `state` has what is still needed."""
+        self._seen, self._before = {}, {}
+        rows = zip(state.arrays["keys"].tolist(), state.arrays["places"].tolist(), strict=True)
+        for key, place in rows:
+            self._remember(key, place)
         self._places, self.forgot = Places.from_state(state.facts["files"]), state.facts["forgot"]
+        self._total, self._num_new = state.total, 0

@@ -82,6 +82,7 @@ class NearDuplicates:
         self._bands, self._band_hashes = _bands(threshold)
         self._places = Places()
         self._seen, self._before = self._generation(), self._generation()
+        self._total = self._num_new = 0
 
     def check(self, content: Content, where: str) -> str | None:
         """Why this row is left out; None if none is like it, and it is remembered from now on."""
@@ -104,33 +105,36 @@ class NearDuplicates:
                     f"the row is {similarity[alike[0]]:.0%} like '{place}' "
                     f"(data.clean.near_duplicates is {self.threshold:g})"
                 )
+        self._remember(keys, signature, self._places.number(where))
+        self._num_new += 1
+        return None
+
+    def _remember(self, keys: list[int], signature: NDArray[np.uint16], place: int) -> None:
         if len(self._seen.places) >= self.limit:
             self.forgot = self.forgot or bool(self._before.places)
             self._seen, self._before = self._generation(), self._seen
-        self._seen.add(keys, signature, self._places.number(where))
-        return None
+        self._seen.add(keys, signature, place)
+        self._total += 1
 
-    def state(self) -> State:
-        """What is remembered."""
-        arrays: dict[str, NDArray[Any]] = {}
-        for name, one in (("seen", self._seen), ("before", self._before)):
-            arrays[f"{name}_places"] = np.array(one.places, np.int64)
-            arrays[f"{name}_signatures"] = one.signatures[: len(one.places)]
-        return State(arrays, {"files": self._places.state(), "forgot": self.forgot})
+    def news(self) -> State:
+        """What is new since the last call, as far as it is still remembered."""
+        both, since = (self._before, self._seen), -self._num_new or None
+        self._num_new = 0
+        signatures = [one.signatures[: len(one.places)] for one in both]
+        arrays: dict[str, NDArray[Any]] = {
+            "places": np.array([place for one in both for place in one.places], np.int64),
+            "signatures": np.concatenate(signatures),
+        }
+        arrays = {name: array[since:] if since else array[:0] for name, array in arrays.items()}
+        return State(arrays, self._total, self.limit, {"files": self._places.state(), "forgot": self.forgot})
 
     def restore(self, state: State) -> None:
-        """Goes on where `state` was taken."""
+        """Goes on behind all that was ever remembered, of which `state` has what is still needed."""
+        self._seen, self._before = self._generation(), self._generation()
+        for signature, place in zip(state.arrays["signatures"], state.arrays["places"].tolist(), strict=True):
+            self._remember(self._keys(signature), signature, place)
         self._places, self.forgot = Places.from_state(state.facts["files"]), state.facts["forgot"]
-        self._seen, self._before = (
-            self._filled(state.arrays[f"{name}_signatures"], state.arrays[f"{name}_places"].tolist())
-            for name in ("seen", "before")
-        )
-
-    def _filled(self, signatures: NDArray[np.uint16], places: list[int]) -> _Generation:
-        generation = self._generation()
-        for signature, place in zip(signatures, places, strict=True):
-            generation.add(self._keys(signature), signature, place)
-        return generation
+        self._total, self._num_new = state.total, 0
 
     def _generation(self) -> _Generation:
         return _Generation(self._bands + 1)
