@@ -72,10 +72,6 @@ def test_several_templates_by_name(as_list: bool) -> None:
         template = ChatTemplate(tokenizer)
         assert '"look"' in template.render(ROW).text
         assert template.render(conversation_from(ROW.messages)).text.startswith("<|im_start|>user")
-        tokenizer.chat_template = (
-            [{"name": "tool_use", "template": TOOLS + CHATML}] if as_list else {"one": CHATML}
-        )
-        assert ChatTemplate(tokenizer).render(conversation_from(ROW.messages)).text
         tokenizer.chat_template = {"one": CHATML, "two": CHATML}
         with pytest.raises(DataError, match=r"several chat templates \(one, two\) and none is the default"):
             ChatTemplate(tokenizer)

@@ -305,7 +305,7 @@ def _sources(tokenizer: "PreTrainedTokenizerFast", source: str | None) -> tuple[
     if isinstance(own, list):  # as old files have it
         own = {one["name"]: one["template"] for one in own}
     if isinstance(own, dict):
-        default = own.get("default") or (next(iter(own.values())) if len(own) == 1 else None)
+        default = own.get("default")
         if default is None:
             raise DataError(
                 f"the tokenizer has several chat templates ({', '.join(own)}) and none is the default; "
