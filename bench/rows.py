@@ -48,6 +48,11 @@ class Rows:
         edges = start + np.concatenate([[0], np.cumsum(self.lengths[index])])
         return [self.ids[a:b] for a, b in pairwise(edges)]
 
+    def between(self, first: int, end: int) -> "Rows":
+        """The rows from `first` up to `end`."""
+        starts = np.concatenate([[0], np.cumsum(self.tokens)])
+        return Rows(self.ids[starts[first] : starts[end]], self.lengths[first:end])
+
     def flat(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
         """One row as ids, and which of them are learned: those of the answer."""
         parts = self.row(index)

@@ -50,9 +50,12 @@ def speeds(spec: Spec) -> Iterator[dict[str, Any]]:
     """Efficiency, peak memory and page faults a step of workload A in small: the best so far after each attempt.
 
     One attempt takes the median over its steps. If that is under `wanted`, there is another one, as long as
-    there is time: something else may have computed beside this one, and a real loss stays.
+    there is time: something else may have computed beside this one, and a real loss stays. Every attempt takes
+    rows that none before it saw, as training does: what asks for new memory with new lengths goes on doing so.
     """
     rows = load_rows(spec["rows"])
+    if len(rows) < (seen := spec["samples"] * (spec["warm_up"] + spec["steps"] * spec["attempts"])):
+        raise ValueError(f"{len(rows)} rows are too few: {seen} are seen, each once")
     trainer, _ = luthier_sft.build(spec, luthier_sft.Documents(rows))
     trainer.source = luthier_sft.steps_of_rows(trainer, spec["samples"])
     trainer.policy.train()
@@ -61,26 +64,27 @@ def speeds(spec: Spec) -> Iterator[dict[str, Any]]:
     attempts: list[dict[str, float]] = []
     end = time.monotonic() + spec["seconds"]
     while not attempts or (len(attempts) < spec["attempts"] and time.monotonic() < end):
-        attempts.append(attempt(trainer, rows, spec))
+        attempts.append(attempt(trainer, rows, spec, spec["warm_up"] + len(attempts) * spec["steps"]))
         best = max(attempts, key=lambda found: found["efficiency"])
         # faults: the least of the attempts, for the same reason; memory only grows, so the last tells the peak
         faults = min(found["faults_per_step"] for found in attempts)
         yield {**best, "faults_per_step": faults, "peak_bytes": peak_memory(), "attempts": len(attempts)}
-        # the first attempt still asks for memory that later ones have
+        # the first attempt still meets packs larger than any before
         if attempts[-1]["efficiency"] >= spec["wanted"] and faults <= spec["most_faults"]:
             break
 
 
-def attempt(trainer: Any, rows: Rows, spec: Spec) -> dict[str, float]:
-    """A few steps with matrix products in between."""
+def attempt(trainer: Any, rows: Rows, spec: Spec, first: int) -> dict[str, float]:
+    """A few steps from the step `first` on, with matrix products in between."""
     import resource
 
-    shape, micro = SHAPES[spec["shape"]], trainer.source.micro_tokens
-    operations = training_cost(shape, work_of(rows), spec["rank"]).operations
+    shape, micro, samples = SHAPES[spec["shape"]], trainer.source.micro_tokens, spec["samples"]
     product = products(shape.hidden, shape.intermediate, min(1024, micro))
     efficiencies, speeds, faults = [], [], 0
     before = product()
-    for step in range(spec["warm_up"], spec["warm_up"] + spec["steps"]):
+    for step in range(first, first + spec["steps"]):
+        work = work_of(rows.between(step * samples, (step + 1) * samples))
+        operations = training_cost(shape, work, spec["rank"]).operations
         batches = trainer.source.step(step)
         faults -= resource.getrusage(resource.RUSAGE_SELF).ru_minflt
         start = time.perf_counter()

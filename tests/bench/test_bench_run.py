@@ -59,8 +59,30 @@ def test_gradients_are_those_of_the_plain_model(specification: dict[str, Any], t
     assert found["least_cosine"] > 1 - 1e-6 and found["relative_error"] < 1e-5
 
 
-def test_the_gate_measures(specification: dict[str, Any]) -> None:
-    spec = {**specification, "warm_up": 1, "steps": 2, "attempts": 2, "seconds": 0.0, "wanted": 1e9}
+def test_no_attempt_of_the_gate_sees_rows_again(
+    make_spec: Callable[..., dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def watched(trainer: Any, samples: int) -> Any:
+        source = steps_of_rows(trainer, samples)
+        step = source.step
+        source.step = lambda number: seen.append(number) or step(number)
+        return source
+
+    steps_of_rows = gate_worker.luthier_sft.steps_of_rows
+    monkeypatch.setattr(gate_worker.luthier_sft, "steps_of_rows", watched)
+    spec = make_spec("tiny", num_rows=14, samples=2, longest=64)
+    spec |= {"warm_up": 1, "steps": 2, "attempts": 3, "seconds": 60.0, "wanted": 1e9, "max_steps": 100}
+    assert len(list(gate_worker.speeds(spec))) == 3
+    assert seen == list(range(7))
+    with pytest.raises(ValueError, match="14 rows are too few: 18 are seen"):
+        next(gate_worker.speeds({**spec, "attempts": 4}))
+
+
+def test_the_gate_measures(make_spec: Callable[..., dict[str, Any]]) -> None:
+    spec = make_spec("tiny", num_rows=40, samples=8, longest=128)
+    spec |= {"warm_up": 1, "steps": 2, "attempts": 2, "seconds": 0.0, "wanted": 1e9}
     (found,) = gate_worker.speeds(spec)
     assert found["attempts"] == 1  # no time was left for another
     assert found["efficiency"] > 0 and found["peak_bytes"] > 1e8 and found["faults_per_step"] >= 0
