@@ -136,6 +136,8 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
     held_out = [key for key in ("eval_path", "eval_rows", "eval_fraction") if data.get(key)]
     for key in held_out[1:]:
         del data[key]
+    if "lora" not in values:
+        values.pop("quant", None)
     if draw(st.booleans()):
         values["method"] = {
             "name": "./mine.py",

@@ -176,7 +176,8 @@ def _weights(config: Config) -> str:
     layers = f" in layers {lora.layers}" if lora.layers is not None else ""
     begun = f", started by {lora.init}" if lora.init != "kaiming" else ""
     kind = "DoRA" if lora.dora else "LoRA"
-    return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}"
+    stored = f"; all else frozen in {_named(config.quant.name, config.quant.options)}" if config.quant else ""
+    return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}{stored}"
 
 
 def _evaluation(config: Config) -> str:

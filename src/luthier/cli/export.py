@@ -9,6 +9,7 @@ from luthier.config.tree import Config
 from luthier.errors import ConfigError
 
 FORMS = ("merged",)
+BASES = ("trained", "original")
 
 
 def command(
@@ -17,6 +18,13 @@ def command(
     out: Annotated[
         Path | None, typer.Option(help="Where to write. Absent: a folder of that name in the run's.")
     ] = None,
+    base: Annotated[
+        str,
+        typer.Option(
+            help="After training beside weights in few bits (quant): what is merged into. trained: the weights that "
+            "these bits decode to, which is the model that was trained; original: the weights before."
+        ),
+    ] = "trained",
 ) -> None:
     """Write what a run trained in the form that it is used in.
 
@@ -29,6 +37,8 @@ def command(
         raise ConfigError(
             f"--to is {to!r}, which is not a form that can be written. Known: {', '.join(FORMS)}."
         )
+    if base not in BASES:
+        raise ConfigError(f"--base is {base!r}; known: {', '.join(BASES)}.")
     folder = RunFolder.open(run)
     if folder.model.is_dir():
         raise ConfigError(
@@ -37,21 +47,39 @@ def command(
     if not folder.adapter.is_dir():
         raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
     target = out if out is not None else folder.path / to
-    _merge(load_config(folder.config), folder.adapter, target)
+    config = load_config(folder.config)
+    _merge(config, folder.adapter, target, base)
     print(f"merged model: {target}")
+    if config.quant is not None:
+        print(_which_base(config.quant.name, base))
 
 
-def _merge(config: Config, adapter: Path, target: Path) -> None:
+def _which_base(scheme: str, base: str) -> str:
+    """What a merged model is, whose adapter was trained beside weights in few bits."""
+    if base == "trained":
+        return (
+            f"Its weights are those that {scheme} decodes to, plus the adapter: the model that was trained and "
+            "evaluated. For the weights before they were stored: --base original"
+        )
+    return (
+        f"Its weights are those from before they were stored in {scheme}, plus the adapter, which was trained beside "
+        "the stored ones: evaluate it before use. For the model that was trained: --base trained"
+    )
+
+
+def _merge(config: Config, adapter: Path, target: Path, chosen_base: str) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
     from luthier.export.heads import has_other_head, merge_head_to_folder
     from luthier.export.merge import merge_to_folder
     from luthier.models.load import resolve_model
+    from luthier.models.quantised.chosen import chosen
 
+    quantisation = chosen(config) if chosen_base == "trained" else None
     base = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
     if has_other_head(adapter):
-        merge_head_to_folder(base, adapter, target)
+        merge_head_to_folder(base, adapter, target, quantisation=quantisation)
         return
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("merging", total=None)
@@ -62,4 +90,5 @@ def _merge(config: Config, adapter: Path, target: Path) -> None:
             progress=lambda done, total, shard: bar.update(
                 task, completed=done, total=total, description=shard
             ),
+            quantisation=quantisation,
         )

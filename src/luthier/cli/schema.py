@@ -14,7 +14,8 @@ def command(
     update_plugins: Annotated[
         bool,
         typer.Option(
-            "--update-plugins", help="Write plugins.json anew from the files in methods/ and optim/."
+            "--update-plugins",
+            help="Write plugins.json anew from the files in methods/, optim/ and kernels/quant/.",
         ),
     ] = False,
 ) -> None:

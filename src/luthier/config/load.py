@@ -74,6 +74,8 @@ def _resolve(source: Source, overrides: Sequence[str]) -> tuple[Config, Places]:
 def _check_options(section: str, written: Any, source: Source) -> tuple[Any, list[Fault]]:
     """The section with the options of its method or optimizer resolved; after a fault, without them."""
     if written is None:
+        if Config.model_fields[section].default is None:
+            return None, []  # a section that may be absent
         written = {}
     if not isinstance(written, dict):
         return written, []

@@ -1,7 +1,7 @@
-"""The options of methods and optimizers, known without importing them.
+"""The options of methods, optimizers and ways to store weights, known without importing them.
 
-Each file in `methods/` and `optim/` that holds one `@settings` class is a plugin; its file name is its name.
-`plugins.json` describes them all, so that a config can be checked without torch; `luthier schema
+Each file in `methods/`, `optim/` and `kernels/quant/` that holds one `@settings` class is a plugin; its file name is
+its name. `plugins.json` describes them all, so that a config can be checked without torch; `luthier schema
 --update-plugins` writes it anew, and a test holds it to the files.
 """
 
@@ -23,7 +23,7 @@ from luthier.config.section import Section
 from luthier.config.words import Schema, did_you_mean
 from luthier.errors import ConfigError
 
-KINDS = {"method": "methods", "optim": "optim"}
+KINDS = {"method": "methods", "optim": "optim", "quant": "kernels.quant"}
 """The sections with plugins, and the package that holds the files of each."""
 
 _BOUNDS = {

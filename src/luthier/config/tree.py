@@ -16,6 +16,7 @@ from luthier.config.forms import KeysAlone, Shorthand
 from luthier.config.lora_section import LoraSection
 from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
+from luthier.config.quant_section import QuantSection
 from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
 from luthier.config.teacher_section import TeacherSection
@@ -268,6 +269,7 @@ class Config(Section):
     reference: Annotated[ReferenceSection, Shorthand("name")] = ReferenceSection()
     teacher: Annotated[TeacherSection | None, Shorthand("name")] = None
     lora: LoraSection | None = None
+    quant: Annotated[QuantSection | None, Shorthand("name")] = None
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
     train: TrainSection = TrainSection()
@@ -295,6 +297,12 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems = disagreements(self.data, self.eval, self.schedule, self.train)
+        if self.quant and not self.lora:
+            text = (
+                f"quant.name is {self.quant.name}, which stores frozen weights, but without lora all weights "
+                "are tuned; add the section lora (`lora: {}`), or leave out quant"
+            )
+            problems.append(Problem("quant", text))
         if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "

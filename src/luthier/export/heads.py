@@ -15,6 +15,7 @@ from luthier.models.adapter_files import attach_adapter
 from luthier.models.compat import bars_on_terminals_only
 from luthier.models.head_files import HEAD, read_head
 from luthier.models.lora import merge_adapters
+from luthier.models.quantised.load import Quantisation, open_all
 from luthier.models.value_head import load_with_head
 from luthier.runs.atomic import atomic_folder
 
@@ -27,8 +28,12 @@ def has_other_head(adapter_folder: Path) -> bool:
     return read_head(adapter_folder) is not None
 
 
-def merge_head_to_folder(base_folder: Path, adapter_folder: Path, out: Path) -> None:
+def merge_head_to_folder(
+    base_folder: Path, adapter_folder: Path, out: Path, *, quantisation: Quantisation | None = None
+) -> None:
     """Writes base model, head and adapter as one model, in the base's dtype, with the tokenizer of the run.
+
+    With `quantisation` the base's weights become what they decode to when they are stored so.
 
     Raises:
         ModelError: the folders do not fit each other, or `out` exists.
@@ -40,10 +45,16 @@ def merge_head_to_folder(base_folder: Path, adapter_folder: Path, out: Path) -> 
     head, pad_token_id = found
     dtype = getattr(AutoConfig.from_pretrained(base_folder, local_files_only=True), "dtype", None)
     model = load_with_head(
-        base_folder, dtype or torch.float32, torch.device("cpu"), head, pad_token_id=pad_token_id
+        base_folder,
+        dtype or torch.float32,
+        torch.device("cpu"),
+        head,
+        pad_token_id=pad_token_id,
+        quantisation=quantisation,
     )
     attach_adapter(model, adapter_folder)
     merge_adapters(model)
+    open_all(model)
     with atomic_folder(out, replace=False) as partial:
         with bars_on_terminals_only():
             model.save_pretrained(partial)

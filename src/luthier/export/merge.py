@@ -3,6 +3,9 @@ in memory.
 
     W' = W + s · B·A (with DoRA's lengths, if it has them), computed in fp32, rounded once to the dtype of W on disk
 
+W is the weight on disk, or what it decodes to when it is stored in few bits, if that is what the adapter was trained
+beside.
+
 Names, classes and ties come from an empty model (on the meta device, so without weights), and from
 transformers' own table of names that it changes while loading. Everything that is not a targeted weight is
 copied as it is.
@@ -23,12 +26,14 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError, RunError
+from luthier.kernels.quant.base import Scheme, store
 from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_adapter, read_adapter
 from luthier.models.checkpoint_names import checkpoint_names
 from luthier.models.lora_targets import owners
 from luthier.models.lora_weight import updated
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
+from luthier.models.quantised.load import Quantisation, names_to_store
 from luthier.runs.atomic import atomic_folder
 
 Progress = Callable[[int, int, str], None]
@@ -68,16 +73,26 @@ class Output:
     """An update to add, a tensor that takes its place, rows of a few tokens, or nothing: the same values."""
     rows: int = 0
     """Rows that it must have, those that the base lacks included; 0: as many as the base's."""
+    stored: Scheme | None = None
+    """How the weight was stored in training; it becomes what it then decodes to."""
 
 
 def merge_to_folder(
-    base_folder: Path, adapter_folder: Path, out: Path, *, progress: Progress | None = None
+    base_folder: Path,
+    adapter_folder: Path,
+    out: Path,
+    *,
+    progress: Progress | None = None,
+    quantisation: Quantisation | None = None,
 ) -> None:
     """Writes base model and adapter as one model in Hugging Face's layout, in the base's dtypes.
 
     Configuration, generation settings, tokenizer and chat template are copied; those saved with the adapter
     win. If the adapter takes tied embeddings apart, the head gets weights of its own and config.json says
     so.
+
+    With `quantisation` every weight that is stored so becomes what it decodes to, whether it is adapted or not: the
+    model that was trained, in the base's dtypes.
 
     Raises ModelError if the folders do not fit each other or `out` exists; RunError if the disk cannot take
     it. Nothing is left at `out` then.
@@ -95,7 +110,10 @@ def merge_to_folder(
     files = read_adapter(adapter_folder)
     before = make_room(skeleton, rows_needed(skeleton, files.config, files.tensors))
     plan = plan_adapter(skeleton, files)
-    outputs, cut = _outputs(skeleton, plan, shards, base_folder, grown=num_rows(skeleton) > before)
+    stored = names_to_store(skeleton, quantisation) if quantisation else set()
+    scheme = quantisation.scheme if quantisation else None
+    plain = {f"{name}.weight": scheme for name in stored}
+    outputs, cut = _outputs(skeleton, plan, shards, base_folder, num_rows(skeleton) > before, plain)
     _check_room(out, shards)
     with atomic_folder(out, replace=False) as partial:
         _copy_description(base_folder, adapter_folder, partial)
@@ -145,13 +163,18 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 
 def _outputs(
-    model: PreTrainedModel, plan: AdapterPlan, shards: Mapping[Path, list[str]], folder: Path, *, grown: bool
+    model: PreTrainedModel,
+    plan: AdapterPlan,
+    shards: Mapping[Path, list[str]],
+    folder: Path,
+    grown: bool,
+    stored: Mapping[str, Scheme | None],
 ) -> tuple[dict[str, list[Output]], bool]:
     """What is made from each tensor of the base (the others are copied), and whether a tie is cut."""
     on_disk = checkpoint_names(model, [name for names in shards.values() for name in names])
     wanted, ties, cut = _wanted(model, plan)
     rows = {name: len(weight) for name, weight in token_weights(model).items()} if grown else {}
-    wanted = {**{name: None for name in rows if name in on_disk}, **wanted}
+    wanted = {**{name: None for name in (*rows, *stored) if name in on_disk}, **wanted}
     outputs: dict[str, list[Output]] = {}
     lost = []
     for key, change in wanted.items():
@@ -159,8 +182,10 @@ def _outputs(
         source = next((on_disk[name] for name in [key, *tied] if name in on_disk), None)
         if source is None:
             lost.append(key)
-        elif key in on_disk and (change is not None or key in rows):
-            outputs.setdefault(source, []).append(Output(on_disk[key], change, rows.get(key, 0)))
+        elif key in on_disk and (change is not None or key in rows or key in stored):
+            outputs.setdefault(source, []).append(
+                Output(on_disk[key], change, rows.get(key, 0), stored.get(key))
+            )
         elif key not in on_disk and cut.intersection(tied):
             outputs.setdefault(source, []).append(Output(key, change, rows.get(key, 0)))
     if lost:
@@ -229,7 +254,7 @@ def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
     change = output.change
     if output.rows > len(weight):
         weight = torch.cat([weight, mean_row(weight).expand(output.rows - len(weight), *weight.shape[1:])])
-    if change is None:
+    if change is None and output.stored is None:
         return weight.clone()  # the same values under a second name may not share memory in a file
     if weight.dtype not in FLOATS:
         raise ModelError(
@@ -240,8 +265,14 @@ def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
         return change.to(weight.dtype)
     if isinstance(change, PlannedTokens):
         return weight.index_copy(0, torch.tensor(change.tokens), change.rows_ND.to(weight.dtype))
+    kind = weight.dtype
+    if output.stored is not None:
+        weight = store(output.stored, weight, torch.float32).weight()
+    if change is None:
+        return weight.to(kind)
     factors = change.a_RK.float(), change.b_MR.float()
-    return updated(weight, factors, change.scale, change.transposed, change.magnitude_M).contiguous()
+    made = updated(weight, factors, change.scale, change.transposed, change.magnitude_M)
+    return made.to(kind).contiguous()
 
 
 def _copy_description(base: Path, adapter: Path, out: Path) -> None:

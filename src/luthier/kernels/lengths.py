@@ -20,6 +20,7 @@ from torch import Tensor
 from luthier.kernels import linears
 from luthier.kernels.dora import row_norms
 from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears
+from luthier.kernels.quant.base import Stored
 
 ROWS = 512
 """Rows of z that are made at a time."""
@@ -122,14 +123,14 @@ def _norms(layer: Linear) -> Tensor:
     """‖W + s·B·A‖ of each output of a layer."""
     update = layer.update
     assert update is not None
-    return row_norms(
-        layer.weight_MK.detach(), torch.cat(update.all_a), torch.cat(update.all_b, 1), update.scale
-    )
+    weight_MK = layer.weight_MK.weight() if isinstance(layer.weight_MK, Stored) else layer.weight_MK.detach()
+    return row_norms(weight_MK, torch.cat(update.all_a), torch.cat(update.all_b, 1), update.scale)
 
 
 def _bias(layer: Linear) -> Tensor:
     if layer.bias_M is None:
-        return layer.weight_MK.new_zeros(layer.weight_MK.shape[0])
+        weight = layer.weight_MK
+        return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
     return layer.bias_M.detach()
 
 

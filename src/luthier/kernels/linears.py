@@ -28,6 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from luthier.kernels.quant.base import Stored
+
 
 @dataclass(frozen=True)
 class LowRank:
@@ -63,7 +65,7 @@ class LowRank:
 class Linear:
     """One of the layers: y = x·Wᵀ + bias, and perhaps an update."""
 
-    weight_MK: Tensor
+    weight_MK: Tensor | Stored
     bias_M: Tensor | None = None
     update: LowRank | None = None
 
@@ -75,7 +77,8 @@ def reference(
     outputs = []
     dropped_TK = x_TK if mask is None else x_TK * mask / (1 - dropout)
     for layer in layers:
-        y = F.linear(x_TK, layer.weight_MK, layer.bias_M)
+        weight_MK = layer.weight_MK.weight() if isinstance(layer.weight_MK, Stored) else layer.weight_MK
+        y = F.linear(x_TK, weight_MK, layer.bias_M)
         if (update := layer.update) is not None:
             for a_RK, b_MR in zip(update.all_a, update.all_b, strict=True):
                 low = update.scale * F.linear(dropped_TK, a_RK.to(x_TK.dtype))
@@ -148,7 +151,7 @@ class SeparateLinears(Linears):
         self.layers = list(layers)
         self.num_in = layers[0].weight_MK.shape[1]
         self.num_out = sum(layer.weight_MK.shape[0] for layer in layers)
-        tensors = [t for layer in layers for t in (layer.weight_MK, layer.bias_M) if t is not None]
+        tensors = [t for layer in layers for t in (_tensor(layer), layer.bias_M) if t is not None]
         self.parameters = [tensor for tensor in tensors if tensor.requires_grad]
 
     def forward(
@@ -156,7 +159,7 @@ class SeparateLinears(Linears):
     ) -> Tensor:
         for layer, columns in self._slices():
             part = None if add_to is None else add_to[:, columns]
-            _product(wide_x, layer.weight_MK, layer.bias_M, part, out_TM[:, columns])
+            _product(wide_x, _tensor(layer), layer.bias_M, part, out_TM[:, columns])
         return out_TM
 
     def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None, mask: Tensor | None = None) -> None:
@@ -164,9 +167,9 @@ class SeparateLinears(Linears):
             return
         for number, (layer, columns) in enumerate(self._slices()):
             if number == 0:
-                torch.mm(wide_grad[:, columns], layer.weight_MK, out=grad_x)
+                torch.mm(wide_grad[:, columns], _tensor(layer), out=grad_x)
             else:
-                grad_x.addmm_(wide_grad[:, columns], layer.weight_MK)
+                grad_x.addmm_(wide_grad[:, columns], _tensor(layer))
 
     def parameter_gradients(
         self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
@@ -192,7 +195,7 @@ class PackedLinears(Linears):
     """Frozen layers in one buffer, their updates in its tails.
 
     The buffer becomes the storage of the layers' weights (`weight.data` is a view of it), so nothing is held
-    twice. Call `refresh` before `forward`.
+    twice. Call `refresh` before `forward`. Where a weight is stored in few bits: decoded_linears.py.
     """
 
     def __init__(self, layers: Sequence[Linear]):
@@ -213,14 +216,18 @@ class PackedLinears(Linears):
 
         Done before every pass: version counters would not tell of updates made through another view.
         """
-        if any(layer.weight_MK.data_ptr() != home.data_ptr() for layer, home in self._homes()):
+        if any(_tensor(layer).data_ptr() != home.data_ptr() for layer, home in self._homes(self.buffer)):
             self._pack()
+        self._copy_masters(self.buffer)
+
+    def _copy_masters(self, buffer: Tensor) -> None:
+        """Writes s·A into the tail rows and B into the tail columns."""
         tails_of_a, tails_of_b, scaled_a, masters_of_b = [], [], [], []
         for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
             if (update := layer.update) is not None:
                 sizes = [len(a_RK) for a_RK in update.all_a]
-                tails_of_a += self._scaled_a()[lows].split(sizes)
-                tails_of_b += self.buffer[outs, self.num_in :][:, lows].split(sizes, 1)
+                tails_of_a += self._scaled_a(buffer)[lows].split(sizes)
+                tails_of_b += buffer[outs, self.num_in :][:, lows].split(sizes, 1)
                 scaled_a += [a_RK * update.scale for a_RK in update.all_a]
                 masters_of_b += update.all_b
         if scaled_a:
@@ -229,23 +236,25 @@ class PackedLinears(Linears):
     def forward(
         self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None, mask: Tensor | None = None
     ) -> Tensor:
+        buffer = self._filled()
         if self.spare:
-            torch.mm(self._stays(wide_x, mask), self._scaled_a().T, out=wide_x[:, self.num_in :])
+            torch.mm(self._stays(wide_x, mask), self._scaled_a(buffer).T, out=wide_x[:, self.num_in :])
             if mask is not None:
                 wide_x[:, self.num_in :].div_(1 - self.dropout)
-        return _product(wide_x, self.buffer[: self.num_out], self.bias_M, add_to, out_TM)
+        return _product(wide_x, buffer[: self.num_out], self.bias_M, add_to, out_TM)
 
     def input_gradient(self, wide_grad: Tensor, grad_x: Tensor | None, mask: Tensor | None = None) -> None:
+        buffer = self._filled()
         if self.spare:
-            b_MR = self.buffer[: self.num_out, self.num_in :]
+            b_MR = buffer[: self.num_out, self.num_in :]
             torch.mm(wide_grad[:, : self.num_out], b_MR, out=wide_grad[:, self.num_out :])
         if mask is not None:
             wide_grad[:, self.num_out :].div_(1 - self.dropout)
             if grad_x is not None:
-                torch.mm(wide_grad[:, : self.num_out], self.buffer[: self.num_out, : self.num_in], out=grad_x)
-                grad_x.add_((wide_grad[:, self.num_out :] @ self._scaled_a()).mul_(mask))
+                torch.mm(wide_grad[:, : self.num_out], buffer[: self.num_out, : self.num_in], out=grad_x)
+                grad_x.add_((wide_grad[:, self.num_out :] @ self._scaled_a(buffer)).mul_(mask))
         elif grad_x is not None:
-            torch.mm(wide_grad, self.buffer[:, : self.num_in], out=grad_x)
+            torch.mm(wide_grad, buffer[:, : self.num_in], out=grad_x)
 
     def parameter_gradients(
         self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
@@ -268,19 +277,22 @@ class PackedLinears(Linears):
     def unpack(self) -> None:
         """Gives the layers' weights storage of their own again."""
         for layer in self.layers:
-            layer.weight_MK.data = layer.weight_MK.data.contiguous()
+            _tensor(layer).data = _tensor(layer).data.contiguous()
+
+    def _filled(self) -> Tensor:
+        """The buffer with weights and updates in it."""
+        return self.buffer
 
     def _pack(self) -> None:
-        first = self.layers[0].weight_MK
+        first = _tensor(self.layers[0])
         self.buffer = first.new_zeros(self.num_out + self.spare, self.num_in + self.spare)
-        for layer, home in self._homes():
-            home.copy_(layer.weight_MK.detach())
-            layer.weight_MK.data = home
+        for layer, home in self._homes(self.buffer):
+            home.copy_(_tensor(layer).detach())
+            _tensor(layer).data = home
 
-    def _homes(self) -> list[tuple[Linear, Tensor]]:
+    def _homes(self, buffer: Tensor) -> list[tuple[Linear, Tensor]]:
         return [
-            (layer, self.buffer[outs, : self.num_in])
-            for layer, outs in zip(self.layers, self.outs, strict=True)
+            (layer, buffer[outs, : self.num_in]) for layer, outs in zip(self.layers, self.outs, strict=True)
         ]
 
     def _stays(self, wide_x: Tensor, mask: Tensor | None) -> Tensor:
@@ -288,14 +300,14 @@ class PackedLinears(Linears):
         x_TK = wide_x[:, : self.num_in]
         return x_TK if mask is None else x_TK * mask
 
-    def _scaled_a(self) -> Tensor:
-        return self.buffer[self.num_out :, : self.num_in]
+    def _scaled_a(self, buffer: Tensor) -> Tensor:
+        return buffer[self.num_out :, : self.num_in]
 
     def _biases(self) -> Tensor | None:
         if all(layer.bias_M is None for layer in self.layers):
             return None
         parts = [
-            layer.weight_MK.new_zeros(layer.weight_MK.shape[0])
+            torch.zeros(layer.weight_MK.shape[0], dtype=layer.weight_MK.dtype, device=layer.weight_MK.device)
             if layer.bias_M is None
             else layer.bias_M.detach()
             for layer in self.layers
@@ -305,6 +317,12 @@ class PackedLinears(Linears):
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
     return [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes), strict=True)]
+
+
+def _tensor(layer: Linear) -> Tensor:
+    """The weight of a layer that is not stored in few bits."""
+    assert isinstance(layer.weight_MK, Tensor)
+    return layer.weight_MK
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -1,9 +1,10 @@
 """Weights in 4 bits: NF4, the format of QLoRA (Dettmers et al., 2023, arXiv:2305.14314, section 3).
 
-Weights are taken in flat blocks of 64. A block is divided by its largest magnitude (`absmax`); each quotient becomes
-the nearest of 16 fixed values, quantiles of a normal distribution scaled to [-1, 1]. Two codes share a byte, the first
-in the high half. That is 4.5 bits a weight with absmax in fp32. With double quantisation it is 4.127: absmax less its
-mean becomes 8 bits, in blocks of 256, on the signed dynamic map of 8-bit optimizers (arXiv:2110.02861, section 2.1).
+Weights are taken in flat blocks, of 64 unless told otherwise. A block is divided by its largest magnitude (`absmax`);
+each quotient becomes the nearest of 16 fixed values, quantiles of a normal distribution scaled to [-1, 1]. Two codes
+share a byte, the first in the high half. That is 4.5 bits a weight with absmax in fp32. With double quantisation it is
+4.127: absmax less its mean becomes 8 bits, in blocks of 256, on the signed dynamic map of 8-bit optimizers
+(arXiv:2110.02861, section 2.1). Other tables of 16 values (FP4, MXFP4) are stored and decoded in the same way.
 
     weight = table[code] · absmax[block]          absmax = map[code8] · absmax8[block // 256] + offset
 
@@ -13,6 +14,7 @@ Shape suffixes: M outputs, K inputs.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import ModelError
-from luthier.kernels import triton
+from luthier.kernels import native, triton
 
 BLOCK = 64
 NESTED_BLOCK = 256
@@ -62,11 +64,12 @@ class Packed:
     """A weight in 4 bits. `absmax` is fp32, or uint8 codes where `nested` says how to read them."""
 
     codes: Tensor  # [M, K / 2] uint8
-    absmax: Tensor  # [ceil(M·K / 64)]
+    absmax: Tensor  # [ceil(M·K / block)]
     table: Tensor  # [16] fp32
     shape: tuple[int, int]
     dtype: torch.dtype  # of the weight it was made from
     nested: Nested | None = None
+    block: int = BLOCK
 
     def to(self, device: torch.device | str) -> "Packed":
         """The same weight on another device."""
@@ -85,23 +88,34 @@ class Packed:
         return sum(t.numel() * t.element_size() for t in (self.codes, self.absmax, self.table, *nested))
 
 
-def quantize(weight_MK: Tensor, *, double: bool = False) -> Packed:
-    """The weight in 4 bits; `double`: absmax in 8 bits as well."""
+def quantize(
+    weight_MK: Tensor, *, double: bool = False, block: int = BLOCK, values: Sequence[float] = VALUES
+) -> Packed:
+    """The weight in 4 bits. `double`: absmax in 8 bits as well; `values`: what the 16 codes stand for, in any order."""
     num_outputs, width = weight_MK.shape
     if width % 2:
         raise ModelError(
             f"A weight with {width} inputs cannot be stored in NF4: two inputs share a byte, so their number "
             f"must be even. Leave this layer out of the quantisation."
         )
-    blocks = _blocks(weight_MK.reshape(-1).float(), BLOCK)
-    absmax = blocks.abs().amax(1)
-    table = torch.tensor(VALUES, device=weight_MK.device)
-    codes = _nearest(_normalised(blocks, absmax), table).reshape(-1)[: weight_MK.numel()]
+    flat = weight_MK.reshape(-1)
+    table = torch.tensor(values, device=flat.device, dtype=torch.float32)
+    codes = flat.new_empty(flat.numel() // 2, dtype=torch.uint8)
+    scales = flat.new_empty(-(-flat.numel() // block), dtype=torch.float32)
+    step = CHUNK // block * block
+    for start in range(
+        0, flat.numel(), step
+    ):  # what is made on the way is as large as a chunk, not as the weight
+        blocks = _blocks(flat[start : start + step].float(), block)
+        largest = blocks.abs().amax(1)
+        scales[start // block :][: len(largest)] = largest
+        found = _nearest(_normalised(blocks, largest), table).reshape(-1)[: flat.numel() - start]
+        codes[start // 2 :][: len(found) // 2] = found[0::2] << 4 | found[1::2]
     nested = None
     if double:
-        absmax, nested = _nest(absmax)
-    packed = (codes[0::2] << 4 | codes[1::2]).reshape(num_outputs, width // 2)
-    return Packed(packed, absmax, table, (num_outputs, width), weight_MK.dtype, nested)
+        scales, nested = _nest(scales)
+    packed = codes.view(num_outputs, width // 2)
+    return Packed(packed, scales, table, (num_outputs, width), weight_MK.dtype, nested, block)
 
 
 def dequantize(packed: Packed, out: Tensor | None = None) -> Tensor:
@@ -114,19 +128,21 @@ def dequantize(packed: Packed, out: Tensor | None = None) -> Tensor:
         from luthier.kernels.triton import nf4 as device
 
         return device.dequantize(packed, out)
+    if packed.shape[1] % packed.block == 0 and (found := native.library_for(out)):
+        return _dequantize_native(found, packed, out)
     return _dequantize_by_chunks(packed, out)
 
 
 def reference(packed: Packed) -> Tensor:
     """The definition, in fp32: every code looked up, every block scaled. [M, K]."""
     codes = torch.stack((packed.codes >> 4, packed.codes & 15), -1).reshape(-1)
-    blocks = _blocks(packed.table[codes.long()], BLOCK)
+    blocks = _blocks(packed.table[codes.long()], packed.block)
     values = blocks * absmax(packed)[:, None]
     return values.reshape(-1)[: math.prod(packed.shape)].reshape(packed.shape)
 
 
 def absmax(packed: Packed) -> Tensor:
-    """The largest magnitude of each block as it is used for decoding, fp32 [ceil(M·K / 64)]."""
+    """The largest magnitude of each block as it is used for decoding, fp32 [ceil(M·K / block)]."""
     nested = packed.nested
     if nested is None:
         return packed.absmax
@@ -134,18 +150,33 @@ def absmax(packed: Packed) -> Tensor:
     return nested.table[packed.absmax.long()] * scales + nested.offset
 
 
+def _dequantize_native(found: native.Library, packed: Packed, out: Tensor) -> Tensor:
+    """One pass in C++: a block's 16 values are made once, then looked up."""
+    scales, codes = absmax(packed).contiguous(), packed.codes.contiguous()
+    found.function(f"four_bits_{native.SUFFIX[out.dtype]}", "pppp iiii")(
+        codes.data_ptr(),
+        scales.data_ptr(),
+        packed.table.data_ptr(),
+        out.data_ptr(),
+        *packed.shape,
+        packed.block,
+        out.stride(0),
+    )
+    return out
+
+
 def _dequantize_by_chunks(packed: Packed, out: Tensor) -> Tensor:
     """One look-up a byte, from a table of pairs; whole rows at a time where rows hold whole blocks."""
     num_outputs, width = packed.shape
-    if width % BLOCK:
+    if width % packed.block:
         return out.copy_(reference(packed))
     byte = torch.arange(256, device=packed.codes.device)
     pairs = torch.stack((packed.table[byte >> 4], packed.table[byte & 15]), 1)
-    per_row, step = width // BLOCK, max(1, CHUNK // width)
+    per_row, step = width // packed.block, max(1, CHUNK // width)
     scales = absmax(packed).view(num_outputs, per_row, 1)
     for start in range(0, num_outputs, step):
         rows = slice(start, start + step)
-        values = pairs.index_select(0, packed.codes[rows].reshape(-1).int()).view(-1, per_row, BLOCK)
+        values = pairs.index_select(0, packed.codes[rows].reshape(-1).int()).view(-1, per_row, packed.block)
         out[rows].copy_(values.mul_(scales[rows]).view(-1, width))
     return out
 
@@ -163,9 +194,11 @@ def _normalised(blocks: Tensor, absmax: Tensor) -> Tensor:
 
 
 def _nearest(values: Tensor, table: Tensor) -> Tensor:
-    """Index of the nearest entry of a sorted table, uint8."""
+    """Index of the nearest entry of a table, uint8."""
+    table, index = table.sort(stable=True)
     middles = (table[1:] + table[:-1]) / 2
-    return torch.bucketize(values, middles).to(torch.uint8)
+    found = torch.bucketize(values, middles, out_int32=True)
+    return found.to(torch.uint8) if bool((index[1:] > index[:-1]).all()) else index.to(torch.uint8)[found]
 
 
 def _nest(absmax: Tensor) -> tuple[Tensor, Nested]:

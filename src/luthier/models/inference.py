@@ -15,6 +15,8 @@ from luthier.models.device import pick_device, pick_dtype
 from luthier.models.head_files import read_head
 from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.new_tokens import make_room
+from luthier.models.quantised.chosen import chosen
+from luthier.models.quantised.load import Quantisation
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,14 @@ def load_for_inference(
     template_args, keep = {}, True
     adapter_folder: Path | None = None
     revision: str | None = None
+    quantisation: Quantisation | None = None
     tokenizer_name = base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
         template_args, offline = config.data.template_args, offline or config.offline
         keep = config.memory.keep_pages
         base, revision = config.model.name, config.model.revision
+        quantisation = chosen(config)
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
             tokenizer_name = str(adapter_folder)
@@ -74,7 +78,7 @@ def load_for_inference(
     if keep and where.type == "cpu":
         keep_pages()
     model = load_model(
-        resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where
+        resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where, quantisation
     )
     if adapter_folder is not None and adapter:
         attach_adapter(model, adapter_folder)

@@ -16,6 +16,7 @@ from luthier.models import demo
 from luthier.models.compat import bars_on_terminals_only
 from luthier.models.gguf import convert_gguf
 from luthier.models.new_tokens import add_tokens
+from luthier.models.quantised.load import Quantisation, load_quantised
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_WRITERS = ("ForSequenceClassification", "ForTokenClassification")
@@ -102,15 +103,20 @@ def load_tokenizer(
     return tokenizer
 
 
-def load_model(folder: Path, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-    """The causal language model in `folder`, in evaluation mode.
+def load_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, quantisation: Quantisation | None = None
+) -> PreTrainedModel:
+    """The causal language model in `folder`, in evaluation mode; its linear layers stored in few bits if told how.
 
     Raises:
         ModelError: transformers cannot build it.
     """
     refuse_other_heads(folder)
     with reading_weights(folder):
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+        if quantisation is not None:
+            model, _ = load_quantised(AutoModelForCausalLM, folder, dtype, quantisation)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 

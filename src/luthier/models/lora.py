@@ -23,6 +23,7 @@ from luthier.models.lora_init import load_init
 from luthier.models.lora_patterns import in_layers, settings_of
 from luthier.models.lora_targets import match_saved, match_targets, owners
 from luthier.models.lora_weight import lora_scale, low_rank_update, updated
+from luthier.models.quantised.linear import QuantLinear
 from luthier.models.swap import put, untie
 from luthier.models.token_rows import TokenRows, token_holders
 from luthier.models.whole_module import WholeModule
@@ -54,7 +55,7 @@ class LoraLinear(nn.Module):
         self.transposed = isinstance(base, Conv1D)
         self.rank, self.alpha, self.dropout, self.rslora = rank, alpha, dropout, rslora
         self.enabled = True
-        frozen = self._base_weight()
+        frozen = base if isinstance(base, QuantLinear) else self._base_weight()
         wide = torch.promote_types(frozen.dtype, torch.float32)
         self.lora_A = nn.Parameter(torch.zeros(rank, self.in_features, dtype=wide, device=frozen.device))
         self.lora_B = nn.Parameter(torch.zeros(self.out_features, rank, dtype=wide, device=frozen.device))
@@ -126,12 +127,16 @@ class LoraLinear(nn.Module):
     @property
     def in_features(self) -> int:
         """K, whatever the layout of the weight."""
-        return self._base_weight().shape[0 if self.transposed else 1]
+        return self._shape[0 if self.transposed else 1]
 
     @property
     def out_features(self) -> int:
         """M, whatever the layout of the weight."""
-        return self._base_weight().shape[1 if self.transposed else 0]
+        return self._shape[1 if self.transposed else 0]
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        return self.base.shape if isinstance(self.base, QuantLinear) else tuple(self._base_weight().shape)
 
     @property
     def weight(self) -> Tensor:
@@ -184,11 +189,16 @@ class LoraLinear(nn.Module):
             return low_rank_update(*self.factors, self.scale, self.transposed)
 
     def merge(self) -> nn.Module:
-        """Makes the update part of the base's weight, in place and rounded once, and returns the base."""
+        """Makes the update part of the base's weight, in place and rounded once, and returns the base.
+
+        A stored base becomes a plain layer: the sum has no place on the grid of few bits.
+        """
+        base = self.base.opened() if isinstance(self.base, QuantLinear) else self.base
         with torch.no_grad():
-            weight = self._base_weight()
+            weight = base.weight
+            assert isinstance(weight, Tensor)
             weight.copy_(updated(weight, self.factors, self.scale, self.transposed, self.lora_magnitude))
-        return self.base
+        return base
 
     @property
     def dora(self) -> bool:
@@ -329,9 +339,10 @@ def merge_adapters(model: nn.Module) -> None:
     for name, module in adapters(model).items():
         if isinstance(module, LoraLinear):
             put(model, name, module.base)
-            if len(owners(model)[id(module.base.weight)]) > 1:
+            stored = isinstance(module.base, QuantLinear)
+            if not stored and len(owners(model)[id(module.base.weight)]) > 1:
                 untie(model, name)
-            module.merge()
+            put(model, name, module.merge())
         elif isinstance(module, TokenRows):
             put(model, name, module.merge())
         else:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
+from luthier.models.quantised.linear import QuantLinear
 
 Matcher = Callable[[str, str], bool]
 
@@ -21,10 +22,13 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether LoRA can work on this module: nn.Linear or the transposed layer of GPT-2, with their own forward.
+    """Whether LoRA can work on this module: nn.Linear or the transposed layer of GPT-2, with their own forward, or a
+    linear layer that is stored in few bits.
 
     Subclasses that compute something else, such as routers that return what they chose, are none.
     """
+    if isinstance(module, QuantLinear):
+        return True
     if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, _NEVER_CALLED):
         return False
     return type(module).forward in (nn.Linear.forward, Conv1D.forward)
@@ -184,6 +188,11 @@ def _sharing(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _not_trainable(name: str, module: nn.Module) -> str | None:
     kind = type(module).__name__
+    if isinstance(module, QuantLinear) or any(isinstance(part, QuantLinear) for part in module.modules()):
+        return (
+            f"lora.modules_to_save: {name} is stored in few bits (section quant), so it cannot be trained whole. "
+            "Name it in quant.skip, too."
+        )
     if isinstance(module, _CONTAINERS):
         first = next((child for child, _ in module.named_children()), "0")
         return (

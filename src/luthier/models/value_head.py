@@ -24,6 +24,7 @@ from transformers import (
 from luthier.errors import ModelError
 from luthier.models.compat import without_load_report
 from luthier.models.load import reading_weights
+from luthier.models.quantised.load import Quantisation, load_quantised
 
 CLASSES: dict[str, Any] = {
     "score": AutoModelForSequenceClassification,
@@ -74,8 +75,10 @@ def load_with_head(
     *,
     pad_token_id: int | None = None,
     seed: int = 0,
+    quantisation: Quantisation | None = None,
 ) -> PreTrainedModel:
     """The model in `folder` with such a head: its own, if it was saved with one, else a new one drawn by `seed`.
+    With `quantisation` its linear layers are stored in few bits, the head never.
 
     Raises:
         ModelError: transformers has no such model, it lacks weights, or it has another number of labels.
@@ -84,9 +87,13 @@ def load_with_head(
         config = configure(
             AutoConfig.from_pretrained(folder, local_files_only=True), head, pad_token_id=pad_token_id
         )
-        model, found = CLASSES[head.kind].from_pretrained(
-            folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
-        )
+        kind = CLASSES[head.kind]
+        if quantisation is not None:
+            model, found = load_quantised(kind, folder, dtype, quantisation, config)
+        else:
+            model, found = kind.from_pretrained(
+                folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
+            )
     name = module_name(model)
     lost = sorted(
         key for key in found["missing_keys"] if head.kind == "embedding" or not key.startswith(f"{name}.")

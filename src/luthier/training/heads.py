@@ -14,6 +14,7 @@ from luthier.errors import ConfigError
 from luthier.models.head_files import save_head
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.load import load_tokenizer
+from luthier.models.quantised.load import Quantisation
 from luthier.models.value_head import Head, load_with_head, module_name
 
 LOOKED_AT = 256
@@ -35,7 +36,13 @@ def check_head(config: Config, head: Head | None) -> None:
 
 
 def load_head_model(
-    config: Config, head: Head, rows: Dataset, folder: Path, dtype: torch.dtype, device: torch.device
+    config: Config,
+    head: Head,
+    rows: Dataset,
+    folder: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    quantisation: Quantisation | None = None,
 ) -> PreTrainedModel:
     """The model with its head and a padding token that no row ends with."""
     name, revision = config.model.name, config.model.revision
@@ -43,7 +50,9 @@ def load_head_model(
         name, revision=revision, offline=config.offline, new_tokens=config.model.new_tokens
     )
     pad = pick_padding(tokenizer, last_tokens(rows))
-    model = load_with_head(folder, dtype, device, head, pad_token_id=pad, seed=config.seed)
+    model = load_with_head(
+        folder, dtype, device, head, pad_token_id=pad, seed=config.seed, quantisation=quantisation
+    )
     if (size := model.config.get_text_config().hidden_size) < head.least_size:
         raise ConfigError(
             f"method {config.method.name} is to train the first {head.least_size} numbers of each vector, but those of "

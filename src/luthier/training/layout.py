@@ -4,6 +4,7 @@ from luthier.config.tree import Config
 from luthier.data.balance import CostModel
 from luthier.data.prompts import Layout, lay_out
 from luthier.models.policy import Policy
+from luthier.models.quantised.load import num_weights
 from luthier.training.rows import Data
 
 
@@ -27,5 +28,6 @@ def cost_of(policy: Policy, *, adapters: bool) -> CostModel:
     heads = getattr(shape, "num_attention_heads", 0) or 0
     size = getattr(shape, "head_dim", None) or (getattr(shape, "hidden_size", 0) // max(1, heads))
     layers = getattr(shape, "num_hidden_layers", 0) or 0
-    weights = sum(p.numel() for p in policy.parameters())
-    return CostModel.of(layers=layers, attention_size=heads * size, weights=weights, adapters=adapters)
+    return CostModel.of(
+        layers=layers, attention_size=heads * size, weights=num_weights(policy), adapters=adapters
+    )

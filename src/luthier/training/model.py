@@ -14,6 +14,8 @@ from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.policy import Policy
+from luthier.models.quantised.chosen import chosen
+from luthier.models.quantised.load import num_weights, storage_note
 from luthier.models.regional import compile_layers
 from luthier.models.tripwire import choose_policy
 from luthier.models.value_head import Head
@@ -41,10 +43,11 @@ def build_policy(
             "Set model.dtype: auto, bfloat16 or float32."
         )
     folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    quantisation = chosen(config)
     if head is None:
-        model = load_model(folder, dtype, device)
+        model = load_model(folder, dtype, device, quantisation)
     else:
-        model = load_head_model(config, head, data.train, folder, dtype, device)
+        model = load_head_model(config, head, data.train, folder, dtype, device, quantisation)
     tokens = _place_tokens(config, model)
     choice = choose_policy(
         model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
@@ -68,7 +71,9 @@ def build_policy(
         )
     if device.type == "cpu" and (why := native.reason()):
         notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
-    num_all = sum(p.numel() for p in policy.parameters())
+    if config.quant is not None:
+        notes.append(storage_note(policy.model, config.quant.name))
+    num_all = num_weights(policy)
     num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     notes.append(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"

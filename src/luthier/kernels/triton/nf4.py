@@ -1,7 +1,8 @@
 """NF4 weights decoded on a GPU, straight into a (strided) buffer: 0.5 bytes in, one element out, one pass.
 
-A program decodes whole blocks of 64 weights: the two codes of a byte are looked up in the 16-entry table (one cache
-line, so a look-up costs a warp one access), multiplied by the block's absolute maximum in fp32, rounded once.
+A program decodes whole blocks of 64 weights (or as many as share a maximum): the two codes of a byte are looked up in
+the 16-entry table (one cache line, so a look-up costs a warp one access), multiplied by the block's absolute maximum in
+fp32, rounded once.
 
 The multiplication and the addition of the doubly quantised maximum must not be fused into one rounding: the values
 would differ in the last bit from those the weights were made with. Hence `enable_fp_fusion=False`.
@@ -17,8 +18,6 @@ from luthier.kernels.triton.launch import ELEMENTS, check, jit, on_device, tl, t
 
 if TYPE_CHECKING:
     from luthier.kernels.nf4 import Packed
-
-SIZE = 64  # weights that share an absolute maximum
 
 
 @jit
@@ -70,10 +69,11 @@ def dequantize(packed: "Packed", out: Tensor) -> Tensor:
     num_outputs, width = packed.shape
     num_elements = num_outputs * width
     nested = packed.nested
-    blocks = ELEMENTS // SIZE
+    size = packed.block
+    blocks = max(1, ELEMENTS // size)
     if num_elements:
         with on_device(out):
-            _dequantize_kernel[(triton.cdiv(triton.cdiv(num_elements, SIZE), blocks),)](
+            _dequantize_kernel[(triton.cdiv(triton.cdiv(num_elements, size), blocks),)](
                 packed.codes,
                 packed.table,
                 packed.absmax,
@@ -86,9 +86,9 @@ def dequantize(packed: "Packed", out: Tensor) -> Tensor:
                 width,
                 out.stride(0),
                 NESTED=nested.size if nested else 1,
-                ALIGNED=width % SIZE == 0,
+                ALIGNED=width % size == 0,
                 BLOCKS=blocks,
-                SIZE=SIZE,
+                SIZE=size,
                 num_warps=8,  # 4 bytes a thread become 8 elements: both ends move in wide accesses
                 enable_fp_fusion=False,
             )

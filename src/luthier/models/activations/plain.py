@@ -21,6 +21,7 @@ from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.models.activations.levels import Level, Plannable
 from luthier.models.activations.offload import HostStore, offloading
 from luthier.models.policy import Policy
+from luthier.models.quantised.linear import QuantLinear
 
 DOCUMENT = 32  # tokens of each of the two documents that a model is probed with
 
@@ -113,7 +114,8 @@ def _layers(module: nn.Module) -> Iterator[Plannable | GradientCheckpointingLaye
 def flops_of(layer: nn.Module) -> float:
     """Floating-point operations per token of the layer's matrices; of stacked experts, one of each."""
     matrices = [p for p in layer.parameters() if p.dim() > 1]
-    return float(sum(2 * (p.numel() // p.shape[0] if p.dim() == 3 else p.numel()) for p in matrices))
+    stored = sum(2 * m.in_features * m.out_features for m in layer.modules() if isinstance(m, QuantLinear))
+    return stored + float(sum(2 * (p.numel() // p.shape[0] if p.dim() == 3 else p.numel()) for p in matrices))
 
 
 class _Counter:

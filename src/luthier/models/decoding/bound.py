@@ -1,7 +1,8 @@
 """A model taken apart for decoding: each layer's tensors, read from its modules as they are now.
 
 What a layer is made of is said by the files in models/families. Nothing is copied, so the weights that are read
-later are those of that moment; modules that are exchanged (an adapter put on) need a new binding.
+later are those of that moment (what is stored in few bits is decoded when it is used, into one buffer); modules that
+are exchanged (an adapter put on) need a new binding.
 """
 
 import inspect
@@ -15,9 +16,11 @@ from transformers import PreTrainedModel
 
 from luthier.kernels.attention import AttentionRule
 from luthier.kernels.gated import KINDS
+from luthier.kernels.quant.base import Stored
 from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
+from luthier.models.quantised.linear import QuantLinear
 from luthier.models.token_rows import TokenRows
 
 
@@ -27,9 +30,9 @@ class CannotBind(Exception):
 
 @dataclass(frozen=True)
 class BoundLinear:
-    """y = x·Wᵀ + bias + scale · (x·Aᵀ)·Bᵀ; the low-rank part may be absent."""
+    """y = x·Wᵀ + bias + scale · (x·Aᵀ)·Bᵀ; the low-rank part may be absent, the weight stored in few bits."""
 
-    weight_NK: Tensor
+    weight_NK: Tensor | Stored
     bias_N: Tensor | None
     a_RK: Tensor | None = None
     b_NR: Tensor | None = None
@@ -216,12 +219,14 @@ def _linear(name: str, module: Any) -> BoundLinear:
     if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
     base = module.base if isinstance(module, LoraLinear) else module
-    if type(base) is not nn.Linear or "forward" in vars(base) or base._forward_hooks:
+    plain = isinstance(base, QuantLinear) or type(base) is nn.Linear
+    if not plain or "forward" in vars(base) or base._forward_hooks:
         raise CannotBind(f"{name} is a {type(base).__name__}")
+    weight_NK = base.stored if isinstance(base, QuantLinear) else base.weight.detach()
     bias_N = None if base.bias is None else base.bias.detach()
     if isinstance(module, LoraLinear) and module.enabled:
         if module.dora:
             raise CannotBind(f"{name} has an adapter with lengths of its own (DoRA)")
         a_RK, b_NR = (factor.detach() for factor in module.factors)
-        return BoundLinear(base.weight.detach(), bias_N, a_RK, b_NR, module.scale)
-    return BoundLinear(base.weight.detach(), bias_N)
+        return BoundLinear(weight_NK, bias_N, a_RK, b_NR, module.scale)
+    return BoundLinear(weight_NK, bias_N)

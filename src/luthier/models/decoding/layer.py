@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import gated, rms_norm, rotary, skinny_linear
+from luthier.kernels.quant.base import Stored
 from luthier.kernels.workspace import Workspace
 from luthier.models.decoding.bound import (
     BoundAttention,
@@ -43,8 +44,12 @@ def linear(x_TK: Tensor, bound: BoundLinear, out_TN: Tensor, workspace: Workspac
     if bound.a_RK is not None:
         low_TR = workspace.take("low", len(x_TK), len(bound.a_RK), like=x_TK)
         skinny_linear.forward(x_TK, bound.a_RK, scale=bound.scale, out=low_TR)
+    weight_NK = bound.weight_NK
+    if isinstance(weight_NK, Stored):
+        like = torch.empty(0, dtype=weight_NK.dtype, device=weight_NK.device)
+        weight_NK = weight_NK.write(workspace.take("decoded", *weight_NK.shape, like=like))
     return skinny_linear.forward(
-        x_TK, bound.weight_NK, bound.bias_N, low_MR=low_TR, b_NR=bound.b_NR, scale=scale, out=out_TN, add=add
+        x_TK, weight_NK, bound.bias_N, low_MR=low_TR, b_NR=bound.b_NR, scale=scale, out=out_TN, add=add
     )
 
 

@@ -6,6 +6,7 @@ switched-off adapters) on to the layer's own.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -13,9 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from luthier.kernels.attention import Forest
+from luthier.kernels.decoded_linears import DecodedLinears
 from luthier.kernels.gated import KINDS
 from luthier.kernels.lengths import LengthenedLinears
 from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears, SeparateLinears
+from luthier.kernels.quant.base import Stored
 from luthier.kernels.workspace import Workspace
 from luthier.models.activations.levels import Level
 from luthier.models.activations.offload import HostStore
@@ -26,6 +29,7 @@ from luthier.models.fused.half import Residual, Stream
 from luthier.models.fused.mlp_half import MlpHalf
 from luthier.models.fused.norm import BoundNorm
 from luthier.models.lora import LoraLinear, WholeModule
+from luthier.models.quantised.linear import QuantLinear
 
 
 class CannotFuse(Exception):
@@ -194,7 +198,7 @@ def _attention_half(layer: nn.Module, described: parts.Layer, workspace: Workspa
     return AttentionHalf(
         spec,
         _residual(layer, spec, described.multiplier, workspace),
-        linears(layer, spec.projections),
+        linears(layer, spec.projections, workspace),
         BoundNorm.of(layer, spec.query_norm),
         BoundNorm.of(layer, spec.key_norm),
     )
@@ -206,38 +210,42 @@ def _mlp_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) ->
     if spec.activation not in KINDS:
         raise CannotFuse(f"activation {spec.activation}")
     residual = _residual(layer, spec, described.multiplier, workspace)
-    return MlpHalf(residual, linears(layer, spec.projections), spec.activation)
+    return MlpHalf(residual, linears(layer, spec.projections, workspace), spec.activation)
 
 
 def _residual(
     layer: nn.Module, spec: parts.Attention | parts.Mlp, multiplier: float, workspace: Workspace
 ) -> Residual:
     pre, post = BoundNorm.of(layer, spec.pre_norm), BoundNorm.of(layer, spec.post_norm)
-    return Residual(pre, post, linears(layer, (spec.output,)), multiplier, workspace)
+    return Residual(pre, post, linears(layer, (spec.output,), workspace), multiplier, workspace)
 
 
-def linears(layer: nn.Module, names: Sequence[str]) -> Linears:
+def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace) -> Linears:
     """The named linear layers, which read the same input, as one. Raises CannotFuse."""
     found = [_linear(name, layer.get_submodule(name)) for name in names]
+    stored = any(isinstance(part.weight_MK, Stored) for part in found)
     if not any(part.weight_MK.requires_grad for part in found):
         lengths = any(part.update is not None and part.update.magnitude_M is not None for part in found)
-        group = LengthenedLinears(found) if lengths else PackedLinears(found)
+        plain = [replace(part, bias_M=None) for part in found] if lengths else found
+        group = DecodedLinears(plain, workspace) if stored else PackedLinears(plain)
+        group = LengthenedLinears(found, group) if lengths else group
         group.dropout, group.training = _dropout([layer.get_submodule(name) for name in names])
         return group
-    if any(part.update is not None for part in found):
+    if stored or any(part.update is not None for part in found):
         raise CannotFuse(f"{names[0]} and its like are in part trained whole, in part by an adapter")
     return SeparateLinears(found)
 
 
 def _linear(name: str, module: nn.Module) -> Linear:
     base = module.base if isinstance(module, LoraLinear) else module
-    if type(base) is not nn.Linear:
+    if not isinstance(base, QuantLinear) and type(base) is not nn.Linear:
         raise CannotFuse(f"{name} is a {type(base).__name__}")
+    weight_MK = base.stored if isinstance(base, QuantLinear) else base.weight
     if not isinstance(module, LoraLinear):
-        return Linear(base.weight, base.bias)
+        return Linear(weight_MK, base.bias)
     start = None if module.start_A is None or module.start_B is None else (module.start_A, module.start_B)
     update = LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
-    return Linear(base.weight, base.bias, update)
+    return Linear(weight_MK, base.bias, update)
 
 
 def _dropout(modules: Sequence[nn.Module]) -> tuple[float, Callable[[], bool]]:

@@ -1,0 +1,95 @@
+"""What a way to store a frozen weight in few bits must offer, and a weight that is stored so.
+
+A scheme is one file in this folder: a `@settings` class with two functions, from a weight to a few plain tensors
+and back. Plain tensors, so that a weight can be moved, written to a file or cut for several ranks like any other.
+Decoding is exact: the same parts give the same bits on every device and by every path.
+
+Shape suffixes: M outputs, K inputs.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from luthier.errors import ModelError
+
+CHUNK = 1 << 20
+"""Weights that are encoded at once, so that what is made on the way stays small."""
+
+
+class Scheme:
+    """How weights are stored. Subclasses are frozen `@settings` classes: their fields are their configuration."""
+
+    def encode(self, weight_MK: Tensor) -> dict[str, Tensor]:
+        """The weight as plain tensors, by name. It may have any float dtype; the parts lie on its device."""
+        raise NotImplementedError
+
+    def decode(self, parts: Mapping[str, Tensor], out_MK: Tensor) -> Tensor:
+        """Writes the weight into `out_MK` (any float dtype, any row stride) and returns it."""
+        raise NotImplementedError
+
+    def error(self) -> float:
+        """Upper bound of |decoded - weight| / |weight| (Euclidean) for normally distributed weights."""
+        raise NotImplementedError
+
+    def bits(self) -> float:
+        """Bits that a weight takes, with its share of what else is stored, in a matrix that is not tiny."""
+        raise NotImplementedError
+
+    def why_not(self, num_out: int, num_in: int) -> str | None:
+        """Why a weight of this shape cannot be stored so, in a few words; None if it can."""
+        return None
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A frozen weight [M, K] as a scheme stores it."""
+
+    scheme: Scheme
+    parts: Mapping[str, Tensor]
+    shape: tuple[int, int]
+    dtype: torch.dtype
+    """What products with it are computed in."""
+
+    requires_grad: ClassVar[bool] = False
+
+    def write(self, out_MK: Tensor) -> Tensor:
+        """Decodes it into `out_MK` (any row stride) and returns that."""
+        return self.scheme.decode(self.parts, out_MK)
+
+    def weight(self) -> Tensor:
+        """The decoded weight, a new tensor."""
+        return self.write(torch.empty(self.shape, dtype=self.dtype, device=self.device))
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parts lie."""
+        return next(iter(self.parts.values())).device
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that it takes."""
+        return sum(part.numel() * part.element_size() for part in self.parts.values())
+
+
+def store(scheme: Scheme, weight_MK: Tensor, dtype: torch.dtype | None = None) -> Stored:
+    """The weight as the scheme stores it; products with it are computed in `dtype`, by default its own.
+
+    Raises:
+        ModelError: the scheme cannot store a weight of this shape.
+    """
+    num_out, num_in = weight_MK.shape
+    if why := scheme.why_not(num_out, num_in):
+        raise ModelError(f"A weight of shape [{num_out}, {num_in}] cannot be stored: {why}.")
+    parts = scheme.encode(weight_MK.detach())
+    return Stored(scheme, parts, (num_out, num_in), dtype or weight_MK.dtype)
+
+
+def row_chunks(weight_MK: Tensor) -> Iterator[slice]:
+    """Rows of the weight, as many at a time as one chunk has room for."""
+    step = max(1, CHUNK // max(1, weight_MK.shape[1]))
+    for start in range(0, len(weight_MK), step):
+        yield slice(start, start + step)

@@ -1,0 +1,1 @@
+"""Models whose frozen linear layers are stored in few bits."""

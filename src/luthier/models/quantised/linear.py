@@ -1,0 +1,83 @@
+"""A frozen linear layer whose weight is stored in few bits.
+
+    y = x·Wᵀ + bias        W = decode(parts), made for the product and thrown away, in the backward pass once more
+
+Shape suffixes: K inputs, M outputs, N rows.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from luthier.kernels.quant.base import Stored
+
+PREFIX = "stored_"
+
+
+class QuantLinear(nn.Module):
+    """Takes the place of an `nn.Linear`. The parts of the weight are buffers; its bias stays what it was."""
+
+    def __init__(self, stored: Stored, bias: nn.Parameter | None = None):
+        super().__init__()
+        self._parts = dict(stored.parts)
+        self.stored = Stored(stored.scheme, self._parts, stored.shape, stored.dtype)
+        """The weight as it is stored; follows the buffers when they are moved."""
+        self.out_features, self.in_features = self.shape = stored.shape
+        self.dtype = stored.dtype
+        for name, part in stored.parts.items():
+            self.register_buffer(PREFIX + name, part)
+        self.bias = bias
+
+    @property
+    def weight(self) -> Tensor:
+        """The decoded weight [M, K], a new tensor each time."""
+        return self.stored.weight()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it computes."""
+        return self.stored.device
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = _Product.apply(x, self.stored)
+        assert isinstance(y, Tensor)
+        return y if self.bias is None else y + self.bias
+
+    def opened(self) -> nn.Linear:
+        """A plain linear layer with the decoded weight."""
+        plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
+        plain.weight = nn.Parameter(self.weight, requires_grad=False)
+        plain.bias = self.bias
+        return plain.train(self.training)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, {self.stored.scheme}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
+        """Moves the parts, but never changes their types: codes and scales mean nothing in another one."""
+        super()._apply(fn, recurse)
+        for name, part in self._parts.items():
+            if (moved := self.get_buffer(PREFIX + name)).dtype != part.dtype:
+                moved = self._buffers[PREFIX + name] = part.to(moved.device)
+            self._parts[name] = moved
+        return self
+
+
+class _Product(torch.autograd.Function):
+    """x·Wᵀ with W decoded anew in each direction, so that the graph holds no decoded weight."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, stored: Stored) -> Tensor:
+        ctx.stored = stored
+        return F.linear(x, stored.weight().to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        if not ctx.needs_input_grad[0]:
+            return None, None
+        return grads[0] @ ctx.stored.weight().to(grads[0].dtype), None

@@ -1,0 +1,200 @@
+"""A model whose linear layers are put into few bits while it is read, one after the other.
+
+transformers builds the model, renames and joins its tensors; its own extension point for quantisers hands each weight
+over as soon as it is read. So there is never more of the model in 16 bits than one weight.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, GenerationConfig, PreTrainedModel
+from transformers.core_model_loading import ConversionOps
+from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from luthier.errors import ModelError
+from luthier.kernels.quant.base import Scheme, store
+from luthier.models.lora_targets import inside, linear_names, named, output_embeddings
+from luthier.models.quantised.linear import QuantLinear
+from luthier.models.quantised.reader import lazy_tensors
+
+HEADS = ("score", "classifier")
+"""What transformers calls heads that score; they stay as they are, like the one that makes logits."""
+METHOD = "luthier"
+"""The name under which transformers finds the quantiser."""
+
+
+@dataclass(frozen=True)
+class Quantisation:
+    """How a model is to be stored."""
+
+    scheme: Scheme
+    name: str
+    """Of the scheme, for people."""
+    skip: tuple[str, ...] = ()
+    """Modules that stay as they are; a name stands for every module whose full name equals it or ends in it."""
+    whole: tuple[str, ...] = ()
+    """Modules that stay because they are trained whole, if there are such."""
+
+
+def load_quantised(
+    auto: Any, folder: Path, dtype: torch.dtype, quantisation: Quantisation, config: Any = None
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """The model in `folder` with its linear layers stored, except the one that makes logits, and what loading found.
+
+    Args:
+        auto: the class of transformers that makes the model, such as AutoModelForCausalLM.
+        dtype: of all other weights, and of all products.
+        config: the model's configuration, if it is not the one in the folder.
+
+    Raises:
+        ModelError: the weights are stored in few bits already, or none would be.
+    """
+    config = config or AutoConfig.from_pretrained(folder, local_files_only=True)
+    if getattr(config, "quantization_config", None):
+        raise ModelError(
+            f"the model in {folder} is quantised already (quantization_config in its config.json). "
+            "Leave out the section quant, or name the model that it was made from."
+        )
+    if METHOD not in AUTO_QUANTIZER_MAPPING:
+        register_quantizer(METHOD)(_Quantizer)
+    wanted = _Wanted(quantisation)
+    lazy = lazy_tensors(folder)
+    options = {"dtype": dtype, "quantization_config": wanted, "output_loading_info": True}
+    if lazy is None:
+        model, found = auto.from_pretrained(folder, config=config, local_files_only=True, **options)
+    else:
+        with torch.device("meta"):
+            kind = type(auto.from_config(config))
+        model, found = kind.from_pretrained(None, config=config, state_dict=lazy, **options)
+        model.config.name_or_path = model.name_or_path = str(folder)
+        if model.can_generate() and (folder / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    _forget_quantizer(model)
+    if not quantised(model):
+        raise ModelError(
+            f"quant: {quantisation.name} stores no layer of this model: it has no plain linear layer besides the one "
+            "that makes logits and those of quant.skip. Leave out the section quant."
+        )
+    return model, found
+
+
+def quantised(model: nn.Module) -> dict[str, QuantLinear]:
+    """The stored layers by full name, in the model's order."""
+    return {name: module for name, module in model.named_modules() if isinstance(module, QuantLinear)}
+
+
+def open_all(model: nn.Module) -> None:
+    """Puts a plain layer with the decoded weight into the place of every stored one."""
+    for name, module in quantised(model).items():
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, module.opened())
+
+
+def num_weights(model: nn.Module) -> int:
+    """Weights of the model, stored ones included."""
+    stored = sum(module.in_features * module.out_features for module in quantised(model).values())
+    return stored + sum(parameter.numel() for parameter in model.parameters())
+
+
+def storage_note(model: nn.Module, name: str) -> str:
+    """What a person should be told of the stored layers; empty if there are none."""
+    stored = [module.stored for module in quantised(model).values()]
+    if not stored:
+        return ""
+    weights, taken = sum(s.shape[0] * s.shape[1] for s in stored), sum(s.num_bytes for s in stored)
+    rest = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    return (
+        f"{name}: {weights:,} weights of {len(stored)} linear layers in {8 * taken / weights:.2f} bits each, "
+        f"{taken / 2**20:,.0f} MiB; embeddings, norms and what else stays take {rest / 2**20:,.0f} MiB"
+    )
+
+
+def names_to_store(model: nn.Module, quantisation: Quantisation) -> set[str]:
+    """Full names of the linear layers that will be stored. Raises ModelError for a name in `skip` without a module."""
+    paths = [path for path, _ in model.named_modules() if path]
+    missing = [name for name in quantisation.skip if not any(named(name, path) for path in paths)]
+    if missing:
+        linear = ", ".join(sorted({name.rpartition(".")[2] for name in linear_names(model)}))
+        raise ModelError(f"quant.skip: no module is named {', '.join(missing)}. Linear layers: {linear}.")
+    head = output_embeddings(model)
+    stay = (*quantisation.skip, *quantisation.whole, *HEADS)
+    skipped = {path for path in paths if any(named(name, path) for name in stay)}
+    found = set()
+    for name in linear_names(model):
+        module = model.get_submodule(name)
+        if type(module) is not nn.Linear or module is head or inside(name, skipped):
+            continue
+        if quantisation.scheme.why_not(module.out_features, module.in_features) is None:
+            found.add(name)
+    return found
+
+
+class _Wanted(QuantizationConfigMixin):
+    """What transformers carries to the quantiser."""
+
+    def __init__(self, quantisation: Quantisation):
+        self.quant_method = METHOD
+        self.quantisation = quantisation
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"quant_method": METHOD}
+
+
+class _Quantizer(HfQuantizer):
+    """Tells transformers which weights to hand over while it reads."""
+
+    def __init__(self, quantization_config: QuantizationConfigMixin, **options: Any):
+        super().__init__(quantization_config, **options)
+        assert isinstance(quantization_config, _Wanted)
+        self.quantisation = quantization_config.quantisation
+        self.names: set[str] = set()
+
+    def _process_model_before_weight_loading(self, model: Any, **options: Any) -> Any:
+        self.names = names_to_store(model, self.quantisation)
+        return model
+
+    def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
+        owner, _, leaf = param_name.rpartition(".")
+        return leaf == "weight" and owner in self.names
+
+    def get_quantize_ops(self) -> ConversionOps:
+        return _Store(self.quantisation.scheme)
+
+    def is_serializable(self) -> bool:
+        return False
+
+    @property
+    def is_trainable(self) -> bool:
+        return True
+
+
+class _Store(ConversionOps):
+    """Puts one weight into few bits and its layer into the place of the plain one."""
+
+    def __init__(self, scheme: Scheme):
+        self.scheme = scheme
+
+    def convert(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, input_dict: dict[str, Any], model: Any = None, missing_keys: Any = None, **options: Any
+    ) -> dict[str, Tensor]:
+        for name, value in input_dict.items():
+            weight_MK = value[0] if isinstance(value, list) else value
+            owner, leaf = name.removesuffix(".weight").rpartition(".")[::2]
+            plain = model.get_submodule(name.removesuffix(".weight"))
+            setattr(model.get_submodule(owner), leaf, QuantLinear(store(self.scheme, weight_MK), plain.bias))
+            if missing_keys is not None:
+                missing_keys.discard(name)
+        return {}
+
+
+def _forget_quantizer(model: Any) -> None:
+    """Leaves a model of which transformers does not know that it is stored: moving and adapting it are ours."""
+    model.hf_quantizer.remove_quantization_config(model)
+    for module in model.modules():
+        if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
+            del module.config._is_quantized

@@ -1,0 +1,110 @@
+"""Runs beside a base in few bits: they learn, go on exactly, answer, and become one model again."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import luthier
+from luthier.cli.export import command as export
+from luthier.config.tree import Config
+from luthier.errors import ConfigError, Interrupted
+from luthier.models.inference import load_for_inference
+from luthier.models.quantised.load import quantised
+from luthier.runs.metrics import read_metrics, series
+from luthier.training.loop import Trainer
+from luthier.training.run import run
+from tiny_runs import save_tiny_model, tiny_config
+from training_parts import ROOT
+
+IDS = torch.arange(4, 40)[None]
+
+
+def config(folder: Path, name: str, **changes: Any) -> Config:
+    return tiny_config(folder, name, **{"quant": {"name": "nf4"}, "lora": {"dropout": 0.0}, **changes})
+
+
+def test_a_run_learns_and_its_model_is_what_was_trained(tmp_path: Path) -> None:
+    said: list[str] = []
+    result = run(config(tmp_path, "run"), say=said.append)
+    rows = read_metrics(result.folder / "metrics.jsonl")
+    (_, first), *_, (_, last) = series(rows, "train", "loss")
+    (_, early), *_, (_, late) = series(rows, "eval", "loss")
+    assert first and last and early and late and last < first - 0.3 and late < early
+    assert any("nf4: " in line and "bits each" in line for line in said)
+    assert any(line.startswith("2 of 2 layers fused") for line in said)
+    answering = load_for_inference(str(result.folder)).model
+    assert len(quantised(answering)) == 14
+    expected = answering(IDS).logits
+    export(result.folder, "merged", None)
+    merged = load_for_inference(str(result.folder / "merged")).model
+    assert not quantised(merged)
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+    export(result.folder, "merged", result.folder / "original", "original")
+    other = load_for_inference(str(result.folder / "original")).model
+    assert (other(IDS).logits - expected).norm() > 1e-2 * expected.norm()
+    base, plain = (load_file(tmp_path / "model" / "model.safetensors"), other.state_dict())
+    untouched = "model.layers.0.input_layernorm.weight"
+    assert torch.equal(base[untouched], plain[untouched])
+    with pytest.raises(ConfigError, match=r"--base is 'new'; known: trained, original"):
+        export(result.folder, "merged", tmp_path / "x", "new")
+
+
+def test_weights_that_no_adapter_is_on_are_merged_as_they_were_stored(tmp_path: Path) -> None:
+    result = run(config(tmp_path, "run", lora={"target": ["q_proj"], "dropout": 0.0}), say=lambda line: None)
+    export(result.folder, "merged", None)
+    merged = load_for_inference(str(result.folder / "merged")).model
+    expected = load_for_inference(str(result.folder)).model(IDS).logits
+    torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_going_on_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(config(tmp_path, "whole"), say=lambda line: None)
+    original = Trainer.step
+
+    def stopped(self: Trainer, batches: Any) -> Any:
+        report = original(self, batches)
+        if report.step == 5:
+            signal.raise_signal(signal.SIGTERM)
+        return report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stopped)
+        with pytest.raises(Interrupted):
+            run(config(tmp_path, "stopped"), say=lambda line: None)
+    resumed = run(config(tmp_path, "stopped"), resume=True, say=lambda line: None)
+    one, two = (load_file(r.trained / "adapter_model.safetensors") for r in (whole, resumed))
+    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert whole.eval_loss == resumed.eval_loss
+
+
+def test_what_cannot_work_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"quant\.name is nf4, which stores frozen weights.*add the section lora"
+    ):
+        tiny_config(tmp_path, "full", quant="nf4", lora=...)
+    with pytest.raises(ConfigError, match=r'quant\.name is "nf5"; known: .*nf4.*did you mean'):
+        config(tmp_path, "typo", quant={"name": "nf5"})
+    with pytest.raises(ConfigError, match=r"quant\.block"):
+        config(tmp_path, "block", quant={"name": "nf4", "block": 63})
+    with pytest.raises(ConfigError, match=r"unknown key quant\.double; only"):
+        config(tmp_path, "other", quant={"name": "int8", "double": True})
+    short = config(tmp_path, "short", quant="nf4").quant
+    assert short is not None and short.options == {"double": True, "block": 64}
+
+
+def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = save_tiny_model(tmp_path / "model")
+    monkeypatch.chdir(ROOT / "examples")
+    changes = [
+        f"model.name={model}",
+        "train.steps=2",
+        f"run.root={tmp_path}",
+        "run.name=tried",
+        "data.cache=false",
+    ]
+    result = luthier.train("qwen3-0.6b-qlora.yaml", changes, say=lambda line: None)
+    assert (result.trained / "adapter_model.safetensors").is_file()
