@@ -207,6 +207,8 @@ def test_no_fault_hides_another(broken):
 
 NEEDED = {"teacher": {"name": "x"}}
 """What a section must have once it is there."""
+BESIDE = {"quant": {"lora": {}}}
+"""Sections that must be there beside one."""
 
 
 def leaf_keys() -> list[tuple[str, str]]:
@@ -216,7 +218,7 @@ def leaf_keys() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("section", "key"), leaf_keys())
 def test_a_null_key_is_an_absent_one(section, key):
     """The one exception is listed here, so that a new one is a decision and not an accident."""
-    plain = {"model": {"name": "x"}, "data": {"path": "a"}}
+    plain = {"model": {"name": "x"}, "data": {"path": "a"}, **BESIDE.get(section, {})}
     beside = plain.get(section, NEEDED.get(section, {}))
     if beside.get(key) is not None:
         said = faults({**plain, section: {**beside, key: None}})[0]
@@ -247,7 +249,7 @@ def test_null_holds_for_plain_constructors_too():
 def test_a_misspelt_key_is_named_with_the_nearest(key):
     section, _, leaf = key.rpartition(".")
     wrong = leaf[:-1] + "xx" + leaf[-1]
-    values = {**BASE, "model": {"name": "x"}, "data": {"path": "a"}}
+    values = {**BASE, "model": {"name": "x"}, "data": {"path": "a"}, **BESIDE.get(section, {})}
     if section:
         values[section] = {**values.get(section, NEEDED.get(section, {})), wrong: 1}
     else:

@@ -126,7 +126,7 @@ def test_options_are_resolved_with_their_defaults():
 
 
 def test_the_resolved_options_build_the_plugin():
-    config = config_from_dict(BASE)
+    config = config_from_dict({**BASE, "lora": {}, "quant": "nf4"})
     for section in KINDS:
         chosen = getattr(config, section)
         cls = load_plugin(importlib.import_module(f"luthier.{KINDS[section]}"), chosen.name)
