@@ -107,6 +107,41 @@ def test_rrhf_is_its_formula() -> None:
     assert metrics["nll_loss"] == pytest.approx(-metrics["logps/chosen"])
 
 
+def test_lipo_weighs_pairs_by_what_swapping_them_would_change() -> None:
+    """Gains and discounts by hand: shares of wins over sorted lists."""
+
+    def truth(ranks: list[float], h: list[Tensor]) -> Tensor:
+        values = [float(x.detach()) for x in h]
+        place = [1 + sorted(values, reverse=True).index(value) for value in values]
+        loss = 0 * h[0]
+        for i, j in itertools.product(range(len(h)), repeat=2):
+            if ranks[i] >= ranks[j]:
+                continue
+            wins = [
+                sum(
+                    1.0 if ranks[k] < ranks[m] else 0.5 if ranks[k] == ranks[m] else 0.0
+                    for m in range(len(h))
+                    if m != k
+                )
+                for k in (i, j)
+            ]
+            gain = abs(2 ** (wins[0] / (len(h) - 1)) - 2 ** (wins[1] / (len(h) - 1)))
+            cost = abs(1 / math.log(1 + place[i]) - 1 / math.log(1 + place[j]))
+            loss = loss - gain * cost * torch.nn.functional.logsigmoid(0.3 * (h[i] - h[j]))
+        return loss
+
+    check(made("lipo", beta=0.3), collate(judged_rows("ranking", 9)), truth)
+
+
+def test_lipo_begins_in_the_order_of_the_data_whatever_rounding_does() -> None:
+    batch = collate([ranking(0, rank=(1.0, 2.0))])
+    for noise in (0.0, 1e-6, -1e-6):
+        loss, _ = made("lipo").loss(
+            Scores(torch.tensor([-1.0, -1.0 + noise]), torch.tensor([-1.0, -1.0])), batch
+        )
+        assert float(loss) == pytest.approx((1 / math.log(2) - 1 / math.log(3)) * math.log(2), rel=1e-5)
+
+
 @pytest.mark.parametrize("loss_type", ["plackett_luce", "pairwise"])
 def test_two_answers_are_a_pair(loss_type: str) -> None:
     pairs = judged_rows("pair", 6)

@@ -26,6 +26,25 @@ class Rankings:
     worse_QQ: Tensor
     """Whether, beside the answer of the line, that of the column is a worse one of the same ranking."""
 
+    @property
+    def wins(self) -> Tensor:
+        """Share of the other answers of its ranking that are worse, equal ones counting half, [Q] in fp64; 0 to 1."""
+        worse_Q, others_Q = self.worse_QQ.sum(1), self.same_QQ.sum(1) - 1
+        equal_Q = others_Q - worse_Q - self.worse_QQ.sum(0)
+        return (worse_Q.double() + 0.5 * equal_Q) / others_Q.clamp(min=1)
+
+    def places(self, value_Q: Tensor) -> Tensor:
+        """Place of each answer in its ranking's order by the value, [Q]: 1 is the largest, without a gradient.
+
+        Values are alike to 1/1024, so that rounding decides nothing; like ones stand in the order of the data.
+        """
+        step_Q = (value_Q.detach() * 1024).round()
+        index_Q = torch.arange(len(step_Q), device=step_Q.device)
+        before_QQ = (step_Q[None] > step_Q[:, None]) | (
+            (step_Q[None] == step_Q[:, None]) & (index_Q[None] < index_Q[:, None])
+        )
+        return 1 + (before_QQ & self.same_QQ).sum(1)
+
     def rest(self, score_Q: Tensor) -> Tensor:
         """log Σ e^score over each answer itself and those that are worse, [Q]."""
         counted_QQ = self.worse_QQ | torch.eye(len(score_Q), dtype=torch.bool, device=score_Q.device)
