@@ -75,21 +75,21 @@ class Scorer:
         Every rank takes part, even one without batches.
         """
         if self.method.looks_ahead:
-            lines = [line for batch in batches for line in self._preview(batch, device)]
-            everyone = [line for rank in self.cluster.gather(lines) for line in rank]
-            lines_LK = torch.tensor(everyone, dtype=torch.float64) if everyone else torch.zeros(0, 0).double()
+            mine = [lines_LK for batch in batches if len(lines_LK := self._preview(batch, device))]
+            everyone = [lines_LK for rank in self.cluster.gather(mine) for lines_LK in rank]
+            lines_LK = torch.cat(everyone) if everyone else torch.zeros(0, 0).double()
             before = None if self.statistics is None else self.statistics.double().cpu()
             self.statistics = self.method.statistics(lines_LK, before).to(device)
         learned = [self.method.learned(batch) for batch in batches]
         return [batch for batch in learned if batch is not None]
 
-    def _preview(self, batch: Batch, device: torch.device) -> list[list[float]]:
+    def _preview(self, batch: Batch, device: torch.device) -> Tensor:
         part = self.method.previewed(batch)
         if part is None:
-            return []
+            return torch.zeros(0, 0).double()
         part = part.to(device)
         was_training = self.policy.training
         self.policy.eval()  # no dropout: a statistic should not be noisier than it must
         lines_LK = self.method.preview(self(part), part)
         self.policy.train(was_training)
-        return lines_LK.double().tolist()
+        return lines_LK.double().cpu()

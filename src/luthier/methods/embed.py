@@ -3,14 +3,15 @@
 loss = -log( exp(cos(q, d⁺)/t) / Σ_d exp(cos(q, d)/t) ),   averaged over the queries of a step
 
 d runs over the positive texts and the negative ones of all rows of the whole step, on all ranks: the other queries'
-texts are the negatives. So that a step may be cut into any micro-batches, the vectors of the step are computed
-beforehand without gradients, and each micro-batch then learns against them (gradient caching, 2101.06983): gradients
-are those of one large batch, at the price of one more forward pass. `dims` trains the first so many numbers of each
-vector, too, with the same weight (Matryoshka, 2205.13147).
+texts are the negatives, but for texts equal to d⁺ or to what belongs to an equal query. So that a step may be cut
+into any micro-batches, the vectors of the step are computed beforehand without gradients, and each micro-batch then
+learns against them (gradient caching, 2101.06983): gradients are those of one large batch, at the price of one more
+forward pass. `dims` trains the first so many numbers of each vector, too, with the same weight (Matryoshka,
+2205.13147).
 
 When: search and clustering. Large steps (`train.tokens_per_step`) help, as they are the number of negatives; negatives
-that a search has found wrongly help more. Two rows of a step with the same positive text work against each other. Watch
-accuracy on held-out rows: how often a query is nearest to its own text among all of them.
+that a search has found wrongly help more. Watch accuracy on held-out rows: how often a query is nearest to its own
+text among all of them.
 
 The model is saved as transformers' AutoModel, with the small files by which sentence-transformers pools and
 normalises. `t` is 0.05 as in 2104.08821.
