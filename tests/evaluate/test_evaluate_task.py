@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
@@ -12,7 +13,7 @@ import luthier
 from luthier.cli.main import main
 from luthier.data.chat import ChatTemplate
 from luthier.data.prepare import prepare
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ConfigError, DataError, ModelError
 from luthier.evaluate.task import evaluate
 from luthier.models.inference import Loaded, load_for_inference
 from luthier.models.load import load_tokenizer
@@ -66,4 +67,27 @@ def test_what_cannot_be_measured_is_told_before_any_work(tmp_path: Path) -> None
         evaluate(loaded, [tmp_path / "x.jsonl"], metric_names=["bleuu"])
     bare = Loaded(loaded.model, loaded.tokenizer, None, loaded.eos_token_ids)
     with pytest.raises(ModelError, match="no chat template"):
-        evaluate(bare, [tmp_path / "x.jsonl"])
+        evaluate(bare, [tmp_path / "x.jsonl"], metric_names=["exact_match"])
+
+
+def test_plain_text_gives_perplexity_and_bits_per_byte_with_and_without_a_template(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, texts = save_tiny_model(tmp_path / "model"), ["one two three", "four zwölf", "five one two"]
+    data = tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    loaded = load_for_inference(str(model))
+    bare = Loaded(loaded.model, loaded.tokenizer, None, loaded.eos_token_ids)
+    found = evaluate(bare, [data])
+    assert found.values == {} and found.num_rows == len(texts) and found.bits_per_byte is not None
+    rows = prepare([data], ChatTemplate(loaded.tokenizer), max_length=128)
+    examples = [rows.example(i) for i in range(len(rows))]
+    tokens = sum(example.num_predictions for example in examples)
+    size = float(sum(np.sum(example.columns["bytes"]) for example in examples))
+    assert found.bits_per_byte == pytest.approx(found.loss * tokens / size / math.log(2), rel=1e-6)
+    assert main(["evaluate", str(model), "--data", str(data), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["perplexity"] == pytest.approx(math.exp(found.loss)) and "exact_match" not in told
+    assert told["bits_per_byte"] == pytest.approx(found.bits_per_byte)
+    with pytest.raises(DataError, match="no question to answer"):
+        evaluate(loaded, [data], metric_names=["exact_match"])

@@ -1,4 +1,4 @@
-"""Measure a run or a model on held-out rows: loss, perplexity, metrics of its answers."""
+"""Measure a run or a model on held-out rows: loss, perplexity, bits per byte of plain text, metrics of its answers."""
 
 import sys
 from pathlib import Path
@@ -36,7 +36,7 @@ def command(
     found = evaluate(
         loaded,
         data,
-        metric_names=metric or ["exact_match"],
+        metric_names=metric,
         num_rows=rows,
         answer_tokens=answer_tokens,
         progress=progress if sys.stderr.isatty() else None,
@@ -44,8 +44,13 @@ def command(
     if as_json:
         import json
 
-        print(json.dumps({"rows": found.num_rows, "loss": found.loss, **found.values}))
+        predicted = {"loss": found.loss, "perplexity": found.perplexity}
+        if found.bits_per_byte is not None:
+            predicted["bits_per_byte"] = found.bits_per_byte
+        print(json.dumps({"rows": found.num_rows, **predicted, **found.values}))
         return
     print(f"loss: {found.loss:.4f}  (perplexity {found.perplexity:.3f})")
+    if found.bits_per_byte is not None:
+        print(f"bits per byte: {found.bits_per_byte:.4f}")
     for label, value in found.values.items():
         print(f"{label.replace('_', ' ')}: {value:.3f}")

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Example
@@ -18,6 +19,14 @@ class Question:
     prompt_ids: tuple[int, ...]
     prompt: str
     reference: str
+
+
+def asks(example: Example) -> bool:
+    """Whether an example can be asked as a question: it has tokens to learn, and others before them."""
+    if len(example.segments) != 1:
+        return False
+    learned = np.flatnonzero(example.segments[0].weights)
+    return len(learned) > 0 and last_learned(example.segments[0].weights).start > 0
 
 
 def question_of(example: Example, tokenizer: PreTrainedTokenizerFast) -> Question:

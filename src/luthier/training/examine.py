@@ -5,29 +5,18 @@ from collections.abc import Callable
 from itertools import islice
 from typing import Literal
 
-import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.config.tree import Config
-from luthier.data.batch import Example
 from luthier.data.loader import Dataset
-from luthier.data.tokens import last_learned
 from luthier.evaluate import metrics
-from luthier.evaluate.answers import Question, answer, question_of
+from luthier.evaluate.answers import Question, answer, asks, question_of
 from luthier.models.inference import stop_ids
 from luthier.rollout.native import NativeGenerator
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
 from luthier.runs.samples import Sample, append_samples
 from luthier.training.rows import Say
-
-
-def asks(example: Example) -> bool:
-    """Whether an example can be asked as a question: it has tokens to learn, and others before them."""
-    if len(example.segments) != 1:
-        return False
-    learned = np.flatnonzero(example.segments[0].weights)
-    return len(learned) > 0 and last_learned(example.segments[0].weights).start > 0
 
 
 class Examiner:

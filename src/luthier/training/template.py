@@ -9,8 +9,7 @@ from luthier.config.tree import Config
 from luthier.data.batch import Example
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ConfigError, DataError
-from luthier.evaluate.answers import question_of
-from luthier.training.examine import asks
+from luthier.evaluate.answers import asks, question_of
 
 
 def build_template(config: Config, tokenizer: PreTrainedTokenizerFast) -> tuple[ChatTemplate | None, str]:
