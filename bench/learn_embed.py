@@ -70,7 +70,7 @@ def config_of(known: argparse.Namespace, folder: Path, pooling: str, rows: str) 
         "data": {"path": rows, "max_length": 256, "max_drop_fraction": 1.0, "cache": False},
         "lora": {"rank": 16},
         "optim": {"lr": known.lr},
-        "schedule": {"name": "cosine", "warmup_steps": 2},
+        "schedule": {"name": "cosine", "warmup_ratio": 0.1},
         "train": {
             "steps": known.steps,
             "tokens_per_step": known.tokens,

@@ -32,6 +32,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
         {"divergence": "alpha", "alpha": 0.7},
         {"ld_alpha": 0.3},
         {"wpo": True, "loss_type": "hinge"},
+        {"token_metrics": True, "wpo": True},
     ],
     "distill": [
         {"alpha": 1.0, "beta": 1.0},
@@ -42,6 +43,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "kto": [
         {"loss_type": "apo_zero_unpaired"},
         {"desirable_weight": 1.3, "undesirable_weight": 0.6},
+        {"token_metrics": True},
     ],
     "cpo": [{"loss_type": "hinge", "nll_weight": 0.5}, {"loss_type": "ipo"}, {"label_smoothing": 0.1}],
     "tpo": [

@@ -135,6 +135,12 @@ CLASHES = [
         "remove it or set schedule.name: wsd",
     ),
     (
+        "schedule",
+        {"decay_shape": "linear"},
+        "schedule.decay_shape is linear, but schedule.name is cosine, which has no phase of decay; "
+        "remove it or set schedule.name: wsd",
+    ),
+    (
         "train",
         {"tokens_per_step": 10, "tokens_per_micro_batch": 11},
         "train.tokens_per_micro_batch is 11, more than the 10 of train.tokens_per_step; "

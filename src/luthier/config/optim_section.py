@@ -75,8 +75,8 @@ class ScheduleSection(Section):
     decay_ratio: Annotated[float, Field(gt=0, le=1)] | None = None
     """wsd only: share of all steps that decays. Absent, with no `decay_steps`: 0.2."""
 
-    decay_shape: Literal["linear", "1-sqrt"] = "linear"
-    """wsd only: a straight line, or 1 - sqrt(share of the decay that is done) (arXiv:2405.18392)."""
+    decay_shape: Literal["linear", "1-sqrt"] | None = None
+    """wsd only: a straight line, or 1 - sqrt(share of the decay that is done) (arXiv:2405.18392). Absent: linear."""
 
     @model_validator(mode="after")
     def _one_warmup(self) -> Self:

@@ -46,6 +46,13 @@ class ModelSection(Section):
     compile: bool = False
     """Decoder layers that stay plain through torch.compile, each on its own; the first step waits for it."""
 
+    router_aux_weight: Annotated[float, Field(ge=0)] | None = None
+    """Weight of the loss that evens out the experts of a mixture. Absent: the model's own, if its configuration has
+    `output_router_logits`; else none."""
+
+    router_z_weight: Annotated[float, Field(ge=0)] = 0.0
+    """Weight of the loss that keeps the logits of its routers small; 0.001 is usual."""
+
     new_tokens: Annotated[dict[str, str], KeysAlone()] = Field(default_factory=dict)
     """Tokens to add to the vocabulary: a list, or each with words for what it stands for (`{<tool>: call a tool}`).
     It starts as the mean of the tokens of these words, without words as the mean of all tokens."""

@@ -19,6 +19,7 @@ from luthier.data.join import Joiner, Origin
 from luthier.data.ledger import Ledger
 from luthier.data.pipeline import Pipeline, Plan, PreparedRow, Recipe
 from luthier.data.room import Room
+from luthier.data.sets import of_set
 from luthier.data.sources import Row, Source
 from luthier.data.sources.files import LocalFile
 from luthier.data.store import TableWriter, TokenDataset
@@ -133,6 +134,7 @@ def write_rows(prepared: Iterator[PreparedRow], folder: Path, plan: Plan) -> tup
             one.enter(ledger, plan.sets[one.row.set].path)
             for example in one.examples:
                 if joiner is None:
+                    example = example if len(plan.sets) == 1 else of_set(example, one.row.set)
                     table.add(example, one.row.file, one.row.line, one.content_hash)
                     continue
                 for block, origin in joiner.add(example, Origin(example.row, one.row.file, one.row.line)):

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from luthier.data.batch import Batch
+from luthier.evaluate.extremes import greatest, signed_extremes
 from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method, Scores
 from luthier.models.cross_teacher import AnyTeacher
@@ -39,7 +40,7 @@ def evaluate_loss(
     scorer = Scorer(policy, method, reference, cluster, teacher)
     names = ("loss", *method.metrics)
     totals, units = dict.fromkeys(names, 0.0), 0.0
-    likelihood = [0.0, 0.0, 0.0]
+    likelihood, extremes = [0.0, 0.0, 0.0], [[-math.inf] * len(method.extremes)]
     steps = [list(batches)] if method.looks_ahead else ([batch] for batch in batches)
     for step in steps:
         units += sum(map(method.count, step))
@@ -48,13 +49,17 @@ def evaluate_loss(
             scores = scorer(on_device)
             likelihood = [a + b for a, b in zip(likelihood, _likelihood(scores, on_device), strict=True)]
             loss, metrics = method.loss(scores, on_device)
-            for name, value in {"loss": loss, **metrics}.items():
+            for name, value in zip(names, (loss, *(metrics[n] for n in method.metrics)), strict=True):
                 totals[name] += float(value)
+            if method.extremes:
+                extremes.append(signed_extremes(method, metrics).tolist())
     policy.train(was_training)
     *sums, nll, tokens, size, units = cluster.sum([*totals.values(), *likelihood, units])
+    everywhere = [values for rank in cluster.gather(extremes) for values in rank]
     if not units:
         return {}
     values = method.report({name: value / units for name, value in zip(names, sums, strict=True)})
+    values |= greatest(method, everywhere)
     return values | (_of_texts(nll, tokens, size) if method.reads == "conversation" else {})
 
 

@@ -81,6 +81,10 @@ class Method:
     metrics: ClassVar[tuple[str, ...]] = ()
     """Names of the metrics that `loss` returns, the same for every batch, so that ranks can add them up."""
 
+    extremes: ClassVar[dict[str, Literal["min", "max"]]] = {}
+    """Metrics that `loss` returns besides: the least or the greatest number of the batch, and so of the step. inf or
+    -inf where a batch has none."""
+
     per: ClassVar[dict[str, str]] = {}
     """For a metric that is no mean over the count: which other metric counts its units."""
 
@@ -133,7 +137,7 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} must say what its loss is divided by")
 
     def loss(self, scores: Scores, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """The summed loss, and sums of metrics that are divided by the same count."""
+        """The summed loss, and sums of metrics that are divided by the same count, or `extremes`."""
         raise NotImplementedError(f"{type(self).__name__} must define its loss")
 
     def coefficients(self, batch: Batch) -> Tensor | None:

@@ -42,7 +42,7 @@ from luthier.config.settings import settings
 from luthier.data.batch import Batch
 from luthier.errors import ConfigError
 from luthier.kernels.token_statistics import Statistic
-from luthier.methods import _preference, _ranks, _sequences
+from luthier.methods import _preference, _ranks, _sequences, _tokens
 from luthier.methods.base import Method, Reads, Scores
 
 Loss = Literal[
@@ -83,8 +83,12 @@ class DPO(Method):
     wpo: bool = False
     """Weigh each pair by how likely the model is to give its two answers (WPO, arXiv:2406.11827)."""
 
+    token_metrics: bool = False
+    """Also report the entropy of the predictions, and how often a chosen token was the likeliest one."""
+
     reads: ClassVar[Reads] = "pair"
-    metrics: ClassVar[tuple[str, ...]] = (*_preference.METRICS, "nll_loss")
+    metrics: ClassVar[tuple[str, ...]] = (*_preference.METRICS, "nll_loss", *_tokens.METRICS)
+    per: ClassVar[dict[str, str]] = _tokens.PER
 
     def __post_init__(self) -> None:
         if self.loss_weights and len(self.loss_weights) != len(self._losses):
@@ -115,7 +119,8 @@ class DPO(Method):
 
     @property
     def needs_distribution(self) -> tuple[Statistic, ...]:
-        return ("log_squares",) if self.wpo else ()
+        squares: tuple[Statistic, ...] = ("log_squares",) if self.wpo else ()
+        return (*squares, *_tokens.NEEDS) if self.token_metrics else squares
 
     @property
     def looks_ahead(self) -> bool:
@@ -147,6 +152,7 @@ class DPO(Method):
                 scores.logp_N, scores.distribution["log_squares"], batch
             )
         found = _preference.metrics(self.beta * c, self.beta * r, logp_Q, mask_P)
+        found |= _tokens.metrics(scores, batch, torch.arange(len(logp_Q), device=logp_Q.device) % 2 == 0)
         return _sequences.total(loss_P, mask_P), found | {"nll_loss": _sequences.total(nll_P, mask_P)}
 
     def preview(self, scores: Scores, batch: Batch) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor
 from luthier.config.settings import settings
 from luthier.data.batch import Batch
 from luthier.data.loader import Dataset
-from luthier.methods import _labels, _sequences
+from luthier.kernels.token_statistics import Statistic
+from luthier.methods import _labels, _sequences, _tokens
 from luthier.methods._mismatched import COLUMN, Mismatched, select
 from luthier.methods.base import Method, Reads, Scores
 
@@ -45,13 +46,20 @@ class KTO(Method):
     undesirable_weight: Annotated[float, Field(ge=0)] = 1.0
     """Weight of bad answers."""
 
+    token_metrics: bool = False
+    """Also report the entropy of the predictions, and how often a token of a good answer was the likeliest one."""
+
     reads: ClassVar[Reads] = "label"
-    metrics: ClassVar[tuple[str, ...]] = (*_labels.METRICS, "kl")
-    per: ClassVar[dict[str, str]] = _labels.PER
+    metrics: ClassVar[tuple[str, ...]] = (*_labels.METRICS, "kl", *_tokens.METRICS)
+    per: ClassVar[dict[str, str]] = _labels.PER | _tokens.PER
 
     @property
     def needs_reference(self) -> bool:
         return True
+
+    @property
+    def needs_distribution(self) -> tuple[Statistic, ...]:
+        return _tokens.NEEDS if self.token_metrics else ()
 
     @property
     def looks_ahead(self) -> bool:
@@ -77,6 +85,7 @@ class KTO(Method):
         good = _sequences.total((self.beta * (z - ratio_Q)).sigmoid(), good_Q)
         bad = _sequences.total((self.beta * (ratio_Q - z)).sigmoid(), bad_Q)
         found = _labels.metrics(self.beta * ratio_Q, _sequences.sums(scores.logp_N, batch), batch)
+        found |= _tokens.metrics(scores, batch, good_Q)
         found["kl"] = _labels.shared(z, batch, ratio_Q)
         return self.desirable_weight * good + self.undesirable_weight * bad, found
 

@@ -15,7 +15,7 @@ is near log 2.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ class Reward(Method):
 
     reads: ClassVar[Reads] = "pair"
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "margin", "mean_reward")
+    extremes: ClassVar[dict[str, Literal["min", "max"]]] = {"min_reward": "min", "max_reward": "max"}
 
     def head(self, labels: Sequence[str] = ()) -> Head:
         return Head("score", ("reward",))
@@ -56,4 +57,8 @@ class Reward(Method):
         loss_P = -F.logsigmoid(gap_P - margin_P) + self.center * (reward_c + reward_r) ** 2
         values = ((gap_P > 0).to(gap_P), gap_P, (reward_c + reward_r) / 2)
         found = {n: _sequences.total(v.detach(), mask_P) for n, v in zip(self.metrics, values, strict=True)}
+        rewards_P2 = torch.stack([reward_c, reward_r], 1).detach()
+        for name, no_reward in (("min_reward", torch.inf), ("max_reward", -torch.inf)):
+            values_P2 = rewards_P2.masked_fill(~mask_P[:, None], no_reward)
+            found[name] = values_P2.amin() if name == "min_reward" else values_P2.amax()
         return _sequences.total(loss_P, mask_P), found

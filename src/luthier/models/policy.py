@@ -25,6 +25,7 @@ from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
 from luthier.models.heads import OutputHead
 from luthier.models.noise import EmbeddingNoise
+from luthier.models.routers import Routers
 
 Layout = Literal["packed", "rows", "plain"]
 
@@ -44,6 +45,8 @@ class Policy(nn.Module):
         self.head = OutputHead(model, shape or LogitShape())
         self.noise: EmbeddingNoise | None = None
         """What is added to embedded tokens in training."""
+        self.routers: Routers | None = None
+        """What is asked of a mixture of experts beside the method's loss."""
         if layout == "packed":
             compat.use_forest_attention(model)
         else:
@@ -114,7 +117,7 @@ class Policy(nn.Module):
         backbone = self.model.base_model
         if self.layout == "packed":
             forest = Forest(tuple(batch.starts_S1.tolist()), tuple(batch.parent_S.tolist()))
-            with self._noisy(batch):
+            with self._reading(batch):
                 hidden_TD = backbone(
                     input_ids=batch.tokens_T[None],
                     position_ids=batch.positions_T[None],
@@ -124,7 +127,7 @@ class Policy(nn.Module):
             return hidden_TD.index_select(0, batch.source_N)
         pieces = []
         for index_P, source_M in self._documents(batch):
-            with self._noisy(batch, index_P):
+            with self._reading(batch, index_P):
                 found = backbone(input_ids=batch.tokens_T[index_P][None], use_cache=False)
             pieces.append(found.last_hidden_state[0].index_select(0, source_M))
         return torch.cat(pieces)[self._order(batch)]
@@ -136,15 +139,17 @@ class Policy(nn.Module):
         """The model's own logits of every prediction, [N, V], in fp32."""
         pieces = []
         for index_P, source_M in self._documents(batch):
-            with self._noisy(batch, index_P):
+            with self._reading(batch, index_P):
                 logits_PV = self.model(input_ids=batch.tokens_T[index_P][None], use_cache=False).logits[0]
             logits_MV = logits_PV.index_select(0, source_M)
             accumulate = torch.promote_types(logits_MV.dtype, torch.float32)
             pieces.append(logits_MV.to(accumulate))
         return torch.cat(pieces)[self._order(batch)]
 
-    def _noisy(self, batch: Batch, index_P: Tensor | None = None) -> AbstractContextManager[None]:
-        """While it holds, these tokens of the stream are embedded with noise, if there is any."""
+    def _reading(self, batch: Batch, index_P: Tensor | None = None) -> AbstractContextManager[None]:
+        """While it holds, the model reads these tokens of the stream: with noise, if there is any."""
+        if self.routers is not None:
+            self.routers.reads(batch, index_P)
         if self.noise is None or not self.training:
             return nullcontext()
         embedding = self.model.get_input_embeddings()

@@ -18,12 +18,15 @@ from luthier.config.tree import Config
 from luthier.cores import usable_cores
 from luthier.data.chat import ChatTemplate
 from luthier.data.loader import StepSource
+from luthier.data.registries import expand_registries
+from luthier.data.sets import set_names
 from luthier.data.stream import StreamSource
 from luthier.errors import ConfigError
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import plan_activations
 from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
+from luthier.models.routers import watch_routers
 from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.companions import build_companions
@@ -91,7 +94,7 @@ def build_trainer(
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
-    notes += _add_noise(config, policy)
+    notes += _add_noise(config, policy) + _watch_routers(config, policy)
     data = _arranged(config, method, data)
     micro_tokens = _micro_tokens(config, data, next(policy.parameters()).device)
     layout = layout_of(config, data, policy, micro_tokens)
@@ -120,6 +123,8 @@ def build_trainer(
     trainer.learner.scorer.teacher = beside.teacher
     own_answers, told = build_own_answers(config, method, policy, source)
     trainer.learner.before_step = own_answers or trainer.learner.before_step
+    if len(sets := expand_registries(config.data.all_sets)[0]) > 1 and config.data.document_mask:
+        trainer.learner.set_names = set_names(sets)
     if steps := config.train.new_token_steps:
         trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
     _plan(config, trainer, tell)
@@ -146,6 +151,22 @@ def _add_noise(config: Config, policy: Policy) -> list[str]:
     policy.noise = EmbeddingNoise(alpha, config.seed)
     besides = "; what rows begin with alike is computed for each of them" if shared else ""
     return [f"noise on embedded tokens in training (NEFTune, alpha {alpha:g}){besides}"]
+
+
+def _watch_routers(config: Config, policy: Policy) -> list[str]:
+    """Adds the losses of a mixture's routers; returns what to say of them."""
+    section = config.model
+    found = policy.routers = watch_routers(policy.model, section.router_aux_weight, section.router_z_weight)
+    if found is None:
+        return []
+    if section.compile:
+        raise ConfigError(
+            "model.compile hides the routers of a mixture of experts, whose losses are asked for (weights "
+            f"{found.balance:g} and {found.z:g}). Set model.compile: false, or model.router_aux_weight: 0."
+        )
+    return [
+        f"routers: {found.number} of {found.num_experts} experts, balance {found.balance:g}, z {found.z:g}"
+    ]
 
 
 def _source(
@@ -258,5 +279,5 @@ def _schedule(config: Config, total_steps: int) -> Schedule:
         section.min_ratio,
         section.decay_ratio or 0.2,
         section.decay_steps,
-        section.decay_shape,
+        section.decay_shape or "linear",
     )

@@ -45,6 +45,7 @@ def save_checkpoint(
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
                 "statistics": trainer.learner.statistics,
+                "router_load": None if (routers := trainer.policy.routers) is None else routers.load_E,
                 "reference": reference.state() if (reference := trainer.learner.reference) else [],
                 "source": trainer.source.state(),
                 "total_steps": trainer.schedule.total_steps,
@@ -84,6 +85,8 @@ def load_checkpoint(trainer: Trainer, path: Path, *, same_rows: bool = True) -> 
     trainer.optimizer.load_state_dict(_in_order(state["optimizer"], state.get("names"), trainer))
     trainer.progress = Progress(**state["progress"])
     trainer.learner.statistics = state.get("statistics")
+    if trainer.policy.routers is not None:
+        trainer.policy.routers.load_E = state.get("router_load")
     if trainer.learner.reference is not None and state.get("reference"):
         trainer.learner.reference.restore(state["reference"])
     if not same_rows:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.data.sets import tokens_of_sets
+from luthier.data.sharing import num_logical_tokens
+from luthier.evaluate.extremes import greatest, signed_extremes
 from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method
 from luthier.models.activations.assemble import tokens_in_flight
@@ -51,10 +54,14 @@ class Learner:
         """Makes what a step learns from of this rank's rows; told how many steps were before."""
         self.before_update: Callable[[], None] = lambda: None
         """Called once all micro-batches of a step have added to the gradients of this rank."""
+        self.set_names: tuple[str, ...] = ()
+        """Of the data sets whose tokens are told apart."""
+        self.set_tokens: list[float] = []
         self.micro_batches = MicroBatches(self._learn, device)
         # of the step under way; on the device and always the same tensors, so that nothing waits for them
         self.units = torch.ones((), dtype=torch.float64, device=device)
         self.totals_M = torch.zeros(1 + len(method.metrics), dtype=torch.float64, device=device)
+        self.extremes_X = torch.full((len(method.extremes),), -torch.inf, dtype=torch.float64, device=device)
 
     def __call__(self, micro_batches: Sequence[Batch], units: float, step: int = 0) -> Tensor:
         """Adds the gradient of the summed loss over `units`; returns the sums of loss and metrics, on the device.
@@ -64,8 +71,12 @@ class Learner:
         if self.policy.noise is not None:
             self.policy.noise.step = step
         self.totals_M.zero_()
+        self.extremes_X.fill_(-torch.inf)
         self.units.fill_(units)
+        self.set_tokens = tokens_of_sets(micro_batches, len(self.set_names)) if self.set_names else []
         learned = self.scorer.look_ahead(micro_batches, self.device)
+        if (routers := self.policy.routers) is not None:
+            routers.begin(self.scorer.cluster.sum([sum(map(num_logical_tokens, learned))])[0])
         self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(learned), self._discard)
         self.before_update()
         return self.totals_M
@@ -78,6 +89,17 @@ class Learner:
     @statistics.setter
     def statistics(self, value: Tensor | None) -> None:
         self.scorer.statistics = None if value is None else value.to(self.device)
+
+    def told(self) -> dict[str, float]:
+        """What there is to say of the step on all ranks beside sums. Every rank must ask, once a step."""
+        cluster, routers = self.scorer.cluster, self.policy.routers
+        found = {} if routers is None else routers.end(cluster.sum)
+        if self.set_names:
+            names = [f"tokens/{name}" for name in self.set_names]
+            found |= dict(zip(names, cluster.sum(self.set_tokens), strict=True))
+        if self.method.extremes:
+            found |= greatest(self.method, cluster.gather(self.extremes_X.tolist()))
+        return found
 
     def after_step(self, step: int) -> None:
         """Told after every update how many there were."""
@@ -103,6 +125,9 @@ class Learner:
         if self.policy.noise is not None:
             say("micro-batches are not replayed: the noise on embeddings depends on the step")
             return
+        if self.policy.routers is not None:
+            say("micro-batches are not replayed: the losses of the routers depend on the whole step")
+            return
         self.gradients.hold()
         self.micro_batches.replay(self._clear, say)
 
@@ -113,14 +138,19 @@ class Learner:
             (loss / self.units.to(loss.dtype)).backward()
         values = [loss.detach(), *(metrics[name].detach() for name in self.method.metrics)]
         self.totals_M += torch.stack([value.to(self.totals_M) for value in values])
+        if self.method.extremes:
+            self.extremes_X.copy_(self.extremes_X.maximum(signed_extremes(self.method, metrics)))
 
     def _clear(self) -> None:
         self.gradients.clear()
         self.totals_M.zero_()
+        self.extremes_X.fill_(-torch.inf)
 
     def _discard(self) -> None:
         """Forgets what a pass that ran out of memory has left behind."""
         self.micro_batches.replays.clear()
+        if self.policy.routers is not None:
+            self.policy.routers.forget()
         self._clear()
 
 

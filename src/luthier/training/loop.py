@@ -133,7 +133,7 @@ class Trainer:
         *totals, norm = torch.cat([totals_M, self.gradients.norm().to(totals_M)[None]]).tolist()
         names = ("loss", *self.method.metrics)
         means = {n: value / units for n, value in zip(names, self.cluster.sum(totals), strict=True)}
-        return self.method.report(means) | {"grad_norm": norm}
+        return self.method.report(means) | self.learner.told() | {"grad_norm": norm}
 
     def _clip(self, norm: float) -> None:
         """Scales the gradients down to `max_grad_norm`, if their norm is larger."""
