@@ -43,7 +43,8 @@ def cut(teacher: str, layers: int, folder: Path) -> str:
     stack = model.model.layers
     kept = [round(i * (len(stack) - 1) / max(1, layers - 1)) for i in range(layers)]
     model.model.layers = torch.nn.ModuleList(stack[i] for i in kept)
-    for index, layer in enumerate(model.model.layers):
+    layers_now: Any = model.model.layers
+    for index, layer in enumerate(layers_now):
         layer.self_attn.layer_idx = index
     model.config.num_hidden_layers = layers
     if getattr(model.config, "layer_types", None):

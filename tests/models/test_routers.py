@@ -23,6 +23,7 @@ from thread_ranks import on_ranks
 from tiny_models import build, tiny_llama
 
 BALANCE, Z = 0.7, 0.05
+balance_of: Any = load_balancing_loss_func
 FAMILIES: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen3_moe": {
@@ -86,13 +87,13 @@ def by_autograd(family: str, batch: Batch, load_E: Tensor) -> tuple[dict[str, fl
         ids = torch.cat([batch.tokens_T[starts[s] : starts[s + 1]] for s in path])
         layers.append(model(input_ids=ids[None], output_router_logits=True).router_logits)
     logits = tuple(torch.cat(documents) for documents in zip(*layers, strict=True))
-    value = load_balancing_loss_func(logits, 4, 2)
+    value = balance_of(logits, 4, 2)
     every = torch.cat(logits)
     squares = every.logsumexp(-1).square().mean()
     surrogate = 4 * (load_E.float() * every.softmax(-1).mean(0)).sum()
     (BALANCE * surrogate + Z * squares).backward()
     gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-    return {"aux_loss": float(value), "router_z_loss": float(squares)}, gradients
+    return {"aux_loss": float(value.detach()), "router_z_loss": float(squares.detach())}, gradients
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -124,7 +125,7 @@ def test_with_the_load_of_the_step_itself_it_is_the_gradient_of_transformers_los
     logits = torch.randn(1, 4, requires_grad=True)
     f = torch.zeros(4).index_fill(0, logits.topk(2).indices[0], 1.0)
     (mine,) = torch.autograd.grad(4 * (f * logits.softmax(-1)[0]).sum(), logits, retain_graph=True)
-    (theirs,) = torch.autograd.grad(load_balancing_loss_func((logits,), 4, 2), logits)
+    (theirs,) = torch.autograd.grad(balance_of((logits,), 4, 2), logits)
     torch.testing.assert_close(mine, theirs)
 
 
