@@ -84,9 +84,11 @@ def build_policy(
 def _no_flash(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:
     """Why a GPU does without torch's flash attention; empty where it does not."""
     config = model.config.get_text_config()
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = getattr(config, "head_dim", None)
+    if size is None and (heads := getattr(config, "num_attention_heads", None)):
+        size = config.hidden_size // heads
     softcapped = getattr(config, "attn_logit_softcapping", None) is not None
-    return why_not(torch.cuda.get_device_capability(device), dtype, size, softcapped)
+    return why_not(torch.cuda.get_device_capability(device), dtype, size or 8, softcapped)
 
 
 def _place_tokens(config: Config, model: PreTrainedModel) -> NewTokens:
