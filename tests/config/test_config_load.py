@@ -130,12 +130,6 @@ CLASHES = [
     ),
     (
         "schedule",
-        {"decay_shape": "1-sqrt"},
-        "schedule.decay_shape is 1-sqrt, but schedule.name is cosine, which has no phase of decay; "
-        "remove it or set schedule.name: wsd",
-    ),
-    (
-        "schedule",
         {"decay_shape": "linear"},
         "schedule.decay_shape is linear, but schedule.name is cosine, which has no phase of decay; "
         "remove it or set schedule.name: wsd",
