@@ -1,6 +1,6 @@
 """Does a reward model learn what is preferred, where it is known: the longer answer?
 
-    python -m bench.learn_reward [NAME ...] [--steps 12]
+    python -m bench.learn_reward [NAME ...] [--steps 24]
 
 A small real model gets a head of one number and learns pairs of which the longer answer is chosen. Answers are some
 sentences, drawn one like the other for both, so that neither a sentence nor how an answer ends tells which is longer;
@@ -105,9 +105,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("names", nargs="*", help=f"{', '.join(NAMES)}; all if none")
     parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=24)
     parser.add_argument("--tokens", type=int, default=768, help="tokens a step")
-    parser.add_argument("--rows", type=int, default=192, help="pairs to learn from")
+    parser.add_argument("--rows", type=int, default=320, help="pairs to learn from")
     parser.add_argument("--held-out", type=int, default=64, help="pairs to judge")
     parser.add_argument("--lr", type=float, default=5e-4)
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
