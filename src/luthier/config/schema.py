@@ -37,6 +37,10 @@ def _add_plugins(schema: Schema, section: str) -> None:
         path = own | {"description": base["properties"]["name"]["description"]}
         variants.append({**_closed(base, {"name": path}), "required": ["name"], "additionalProperties": True})
         schema["properties"][section]["anyOf"] = [*names, {"$ref": f"#/$defs/{_class_name(section)}"}]
+    elif "anyOf" in schema["properties"][section]:  # a short form names a plugin
+        forms = schema["properties"][section]["anyOf"]
+        short: Schema = {"enum": list(plugins)}
+        schema["properties"][section]["anyOf"] = [short if f.get("type") == "string" else f for f in forms]
     schema["$defs"][_class_name(section)] = {"description": base["description"], "anyOf": variants}
 
 
