@@ -1,5 +1,6 @@
 """The resolved YAML reads back to the same configuration, and two configurations are told apart."""
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from luthier.config import Config, config_diff, config_from_dict, config_values, dump_config, load_config
 from luthier.config.faults import section_class
+from luthier.config.lora_section import known_inits
 from luthier.config.plugins import known_plugins
 from luthier.config.words import Schema
 from luthier.errors import ConfigError
@@ -130,6 +132,14 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         values.setdefault(name, {})
         values[name] |= {key: draw(values_for(properties[key])) for key in needed}
         values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
+    lora = values.get("lora", {})
+    lora.pop("start", None)  # takes the place of all others
+    if "init" in lora:
+        lora["init"] = draw(st.sampled_from(known_inits()))
+    if isinstance(lora.get("layers"), str):
+        lora["layers"] = draw(st.sampled_from(["8-15", "8-", "last 4"]))
+    for key in {"ranks", "alphas"} & lora.keys():
+        lora[key] = {re.escape(name): value for name, value in lora[key].items()}
     data = values["data"]
     if data.get("sets"):
         del data["path"]
