@@ -102,7 +102,7 @@ def load_with_head(
         raise ModelError(f"the model in {folder} lacks weights that {type(model).__name__} needs: {lost[0]}")
     if found["missing_keys"]:
         draw_head(model, seed)
-    return model.to(device).eval()
+    return model.to(device).eval()  # pyright: ignore[reportArgumentType]
 
 
 def module_name(model: PreTrainedModel) -> str:

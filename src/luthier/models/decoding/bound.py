@@ -218,7 +218,7 @@ def _linear(name: str, module: Any) -> BoundLinear:
     """The layer's weights, and its adapter's if it has one that is switched on."""
     if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
-    base = module.base if isinstance(module, LoraLinear) else module
+    base: Any = module.base if isinstance(module, LoraLinear) else module
     plain = isinstance(base, QuantLinear) or type(base) is nn.Linear
     if not plain or "forward" in vars(base) or base._forward_hooks:
         raise CannotBind(f"{name} is a {type(base).__name__}")

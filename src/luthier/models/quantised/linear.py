@@ -51,7 +51,7 @@ class QuantLinear(nn.Module):
         """A plain linear layer with the decoded weight."""
         plain = nn.Linear(self.in_features, self.out_features, self.bias is not None, device="meta")
         plain.weight = nn.Parameter(self.weight, requires_grad=False)
-        plain.bias = self.bias
+        plain.register_parameter("bias", self.bias)
         return plain.train(self.training)
 
     def extra_repr(self) -> str:

@@ -138,7 +138,7 @@ class _Wanted(QuantizationConfigMixin):
     """What transformers carries to the quantiser."""
 
     def __init__(self, quantisation: Quantisation):
-        self.quant_method = METHOD
+        self.quant_method: Any = METHOD
         self.quantisation = quantisation
 
     def to_dict(self) -> dict[str, Any]:
@@ -165,11 +165,11 @@ class _Quantizer(HfQuantizer):
     def get_quantize_ops(self) -> ConversionOps:
         return _Store(self.quantisation.scheme)
 
-    def is_serializable(self) -> bool:
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
 
     @property
-    def is_trainable(self) -> bool:
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride, reportIncompatibleMethodOverride]
         return True
 
 
@@ -197,4 +197,4 @@ def _forget_quantizer(model: Any) -> None:
     model.hf_quantizer.remove_quantization_config(model)
     for module in model.modules():
         if isinstance(module, PreTrainedModel) and hasattr(module.config, "_is_quantized"):
-            del module.config._is_quantized
+            delattr(module.config, "_is_quantized")

@@ -47,7 +47,7 @@ class LazyTensor:
         raw = torch.empty(size, dtype=torch.uint8)
         with self.path.open("rb", buffering=0) as file:
             file.seek(self.start)
-            view, read = memoryview(raw.numpy()), 0
+            view, read = memoryview(raw.numpy().data), 0
             while read < size and (count := file.readinto(view[read:])):
                 read += count
         if read < size:
