@@ -137,6 +137,8 @@ def test_options_of_an_own_file_pass_unchecked():
     assert is_own_file("./mine.py") and not is_own_file("sft") and not is_own_file(3)
     config = config_from_dict({**BASE, "method": {"name": "./mine.py", "betta": [1, None]}})
     assert config.method.options == {"betta": [1, None]}
+    config = config_from_dict({**BASE, "optim": {"name": "./mine.py", "lr": 0.1, "betta": 2}})
+    assert config.optim.options == {"betta": 2} and config.optim.lr == 0.1
 
 
 def test_an_unknown_option_is_named_with_the_nearest():
@@ -154,7 +156,10 @@ def test_an_unknown_option_is_named_with_the_nearest():
 def test_an_unknown_optimizer_lists_the_known_ones():
     with pytest.raises(ConfigError) as caught:
         config_from_dict({**BASE, "optim": {"name": "adam", "anything": 1}})
-    assert caught.value.faults == ['configuration: optim.name is "adam"; known: adamw; did you mean adamw?']
+    known = ", ".join(sorted(known_plugins()["optim"]))
+    assert caught.value.faults == [
+        f'configuration: optim.name is "adam"; known: {known}, or ./FILE.py for one of your own; did you mean adamw?'
+    ]
 
 
 GOOD = [

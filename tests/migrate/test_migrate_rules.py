@@ -143,8 +143,9 @@ def test_other_rows_stand_in_for_those_that_cannot_be_found(tmp_path):
 
 def test_another_optimizer_s_learning_rate_is_not_taken_over(tmp_path):
     adamw = imported(tmp_path, small("axolotl", optimizer="paged_adamw_8bit")).values["optim"]
-    other = imported(tmp_path, small("axolotl", optimizer="adafactor"))
-    assert adamw == {"name": "adamw", "lr": 1e-4}
+    other = imported(tmp_path, small("axolotl", optimizer="lomo"))
+    lion = imported(tmp_path, small("axolotl", optimizer="lion_pytorch")).values["optim"]
+    assert adamw == {"name": "adamw", "lr": 1e-4} and lion == {"name": "lion", "lr": 1e-4}
     assert other.values["optim"] == {"name": "adamw"} and kinds(other, "learning_rate") == {Kind.NONE}
 
 

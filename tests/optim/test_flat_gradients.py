@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from luthier.optim.adamw import AdamW, MasterAdamW
+from luthier.optim.adamw import AdamW
 from luthier.optim.gradients import Gradients, total_norm
+from luthier.optim.stepper import Stepper
 
 
 class Adapted(nn.Module):
@@ -27,9 +28,9 @@ class Adapted(nn.Module):
         return torch.stack([((p - 0.1 * step) ** 2).sum() for p in parts]).sum()
 
 
-def built(model: nn.Module) -> MasterAdamW:
+def built(model: nn.Module) -> Stepper:
     optimizer = AdamW(weight_decay=0.1).build(model.named_parameters(), lr=1e-2)
-    assert isinstance(optimizer, MasterAdamW)
+    assert isinstance(optimizer, Stepper)
     return optimizer
 
 

@@ -84,7 +84,7 @@ def _check_options(section: str, written: Any, source: Source) -> tuple[Any, lis
     name = written.get("name")
     name = own.model_fields["name"].default if name is None else name
     kept = {key: value for key, value in written.items() if key in own.model_fields}
-    if section == "method" and is_own_file(name):
+    if is_own_file(name):
         return written, []
     schema = known_plugins()[section].get(name) if isinstance(name, str) else None
     if schema is None:

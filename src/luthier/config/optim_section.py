@@ -40,7 +40,7 @@ class OptimSection(Section):
     model_config = ConfigDict(extra="allow")
 
     name: Text = "adamw"
-    """Name of a file in `optim/`."""
+    """Name of a file in `optim/`, or the path of a Python file (`./mine.py`) with an optimizer of your own."""
 
     lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""

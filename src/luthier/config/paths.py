@@ -69,8 +69,9 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
     checks: list[tuple[KeyPath, str]] = []
     if config.data.template is not None:
         checks.append((("data", "template"), _file_fault(Path(config.data.template))))
-    if is_own_file(config.method.name):
-        checks.append((("method", "name"), _file_fault(Path(config.method.name))))
+    for section, name in (("method", config.method.name), ("optim", config.optim.name)):
+        if is_own_file(name):
+            checks.append(((section, "name"), _file_fault(Path(name))))
     if looks_like_path(config.model.name):
         checks.append((("model", "name"), _model_fault(Path(config.model.name))))
     if config.teacher is not None and looks_like_path(config.teacher.name):

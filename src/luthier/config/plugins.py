@@ -60,14 +60,14 @@ def known_options(section: str, name: str) -> type[Section]:
 
 
 def is_own_file(name: Any) -> bool:
-    """Whether a method's name is the path of a user's Python file, whose options are checked on loading."""
+    """Whether a method or optimizer is the path of a user's Python file, whose options are checked on loading."""
     return isinstance(name, str) and name.endswith(".py")
 
 
 def unknown_plugin(section: str, name: str) -> str:
     """What to say about a plugin that does not exist."""
     known = sorted(known_plugins()[section])
-    own = ", or ./FILE.py for one of your own" if section == "method" else ""
+    own = ", or ./FILE.py for one of your own"
     return f'{section}.name is "{name}"; known: {", ".join(known)}{own}{did_you_mean(name, known)}'
 
 

@@ -31,11 +31,11 @@ def _add_plugins(schema: Schema, section: str) -> None:
     base = schema["$defs"][_class_name(section)]
     default = base["properties"]["name"]["default"]
     variants = [_variant(base, name, described, default) for name, described in plugins.items()]
-    if section == "method":
-        own = {"type": "string", "pattern": r"\.py$"}
+    own = {"type": "string", "pattern": r"\.py$"}
+    path = own | {"description": base["properties"]["name"]["description"]}
+    variants.append({**_closed(base, {"name": path}), "required": ["name"], "additionalProperties": True})
+    if section == "method":  # which may be given by its name alone
         names: list[Schema] = [{"enum": list(plugins)}, own]
-        path = own | {"description": base["properties"]["name"]["description"]}
-        variants.append({**_closed(base, {"name": path}), "required": ["name"], "additionalProperties": True})
         schema["properties"][section]["anyOf"] = [*names, {"$ref": f"#/$defs/{_class_name(section)}"}]
     elif "anyOf" in schema["properties"][section]:  # a short form names a plugin
         forms = schema["properties"][section]["anyOf"]

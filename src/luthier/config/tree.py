@@ -112,6 +112,13 @@ class TrainSection(Section):
     max_grad_norm: Annotated[float, Field(gt=0)] | None = 1.0
     """Gradients are scaled down to this norm. null: never."""
 
+    average: Annotated[float, Field(gt=0, le=1)] | None = None
+    """Keep a running mean of the weights, which is evaluated, saved and chatted with: how much of it stays at each step
+    (`0.999`; an EMA). 1: all steps count alike. Absent: the last weights are kept."""
+
+    average_from: Positive | None = None
+    """The first step that counts for `average`. Absent: 1."""
+
     neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Strength of the noise on embedded tokens in training (NEFTune, arXiv:2310.05914, which has 5 to 15). 0: none."""
 
@@ -123,6 +130,13 @@ class TrainSection(Section):
         if self.steps is not None and self.max_tokens is not None:
             text = "train.steps and train.max_tokens are both given; keep one of them"
             raise impossible(Problem("train.max_tokens", text))
+        return self
+
+    @model_validator(mode="after")
+    def _average_from_has_an_average(self) -> Self:
+        if self.average_from is not None and self.average is None:
+            text = "train.average_from is given, but train.average is not; set train.average, such as 0.999, or 1"
+            raise impossible(Problem("train.average_from", text))
         return self
 
     @model_validator(mode="after")

@@ -14,7 +14,15 @@ _LOW_MEMORY = re.compile(
     r"(paged_)?adamw?_?(bnb_|torch_|ao_|optimi_)?(_?8bit|_?4bit|_?fp8|_?32bit)?|adamw8bit|pagedadamw(8bit|32bit)?"
     r"|optimi_adamw|flash_adamw"
 )
-
+_SAME = {
+    "came_pytorch": "came",
+    "galore_adamw": "galore",
+    "apollo_adamw": "apollo",
+    "lion_pytorch": "lion",
+    "lion_32bit": "lion",
+    "paged_lion_32bit": "lion",
+}
+"""Ours by the names that others give them."""
 
 _OTHERS = (
     *(
@@ -78,6 +86,7 @@ def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | No
     The learning rate of another kind of optimizer is left out, because it means nothing to AdamW.
     """
     plain = name.lower().rpartition(".")[2]
+    plain = _SAME.get(plain, plain)
     known = known_plugins()["optim"]
     if plain in known and plain != "adamw":
         draft.map(key, "optim.name", plain)
@@ -86,7 +95,8 @@ def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | No
         if key in draft.given:
             draft.find(key, Kind.MAPPED, "", "optim.name")
     elif _LOW_MEMORY.fullmatch(plain):
-        note = f"{name}: states are kept whole, in float32 (8 bytes for each trained weight)"
+        thrifty = "adamw_4bit" if "4bit" in plain else "adamw_8bit"
+        note = f"{name}: states are kept whole, in float32 (8 bytes for each trained weight; less with {thrifty})"
         draft.map(key, "optim.name", "adamw", note)
     else:
         ours = ", ".join(sorted(known))

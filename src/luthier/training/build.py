@@ -3,17 +3,13 @@
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 from transformers import PreTrainedTokenizerFast
 
 import luthier.methods
-import luthier.optim
-from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
 from luthier.cores import usable_cores
 from luthier.data.chat import ChatTemplate
@@ -27,7 +23,6 @@ from luthier.models.activations.assemble import plan_activations
 from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
 from luthier.models.routers import watch_routers
-from luthier.optim.schedules import Schedule
 from luthier.parallel.cluster import Cluster
 from luthier.training.companions import build_companions
 from luthier.training.heads import check_head
@@ -38,7 +33,8 @@ from luthier.training.own_answers import build_own_answers
 from luthier.training.reference import check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 from luthier.training.teacher import check_teacher, check_vocabulary
-from luthier.training.weights import NewRowsFirst, rules_of
+from luthier.training.updates import build_optimizer, build_schedule, plugin
+from luthier.training.weights import NewRowsFirst
 
 CPU_MICRO_TOKENS = 2048
 
@@ -107,14 +103,14 @@ def build_trainer(
     data = beside.data
     if isinstance(source, StepSource):
         source.dataset = data.train
+    optimizer = build_optimizer(config, trained, policy.model)
+    notes += [parts] if (parts := optimizer.about_parts()) else []
     trainer = Trainer(
         policy,
         method,
         source,
-        _plugin(luthier.optim, config.optim.name, config.optim.options).build(
-            trained, config.learning_rate, rules_of(config, trained, policy.model)
-        ),
-        _schedule(config, total_steps),
+        optimizer,
+        build_schedule(config, total_steps),
         cluster,
         max_grad_norm=config.train.max_grad_norm,
         max_tokens=config.train.max_tokens,
@@ -242,42 +238,8 @@ def build_method(config: Config) -> Method:
     Raises:
         ConfigError: settings that cannot work together.
     """
-    method: Method = _plugin(luthier.methods, config.method.name, config.method.options)
+    method: Method = plugin(luthier.methods, config.method.name, config.method.options)
     check_teacher(config, method)
     check_head(config, method.head())
     check_reference(config, method)
     return method
-
-
-def _plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:
-    """A method or an optimizer by the name of its file."""
-    try:
-        return load_plugin(package, name)(**options)
-    except ValidationError as error:  # what a plugin checks itself: options that do not go together
-        raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
-
-
-def _schedule(config: Config, total_steps: int) -> Schedule:
-    section = config.schedule
-    ratio = 0.03 if section.warmup_ratio is None else section.warmup_ratio
-    warmup = section.warmup_steps if section.warmup_steps is not None else round(ratio * total_steps)
-    if warmup >= total_steps > 1 and section.warmup_steps is not None:
-        raise ConfigError(
-            f"schedule.warmup_steps is {warmup}, but the run has only {total_steps} steps, so the learning rate "
-            "would never reach its peak. Lower it, or train longer."
-        )
-    decay = (section.decay_steps or 0) if section.name == "wsd" else 0
-    if decay and warmup + decay > total_steps:
-        raise ConfigError(
-            f"schedule.decay_steps is {decay}, after {warmup} of warm-up, but the run has only {total_steps} steps. "
-            "Lower it, or train longer."
-        )
-    return Schedule(
-        section.name,
-        total_steps,
-        warmup,
-        section.min_ratio,
-        section.decay_ratio or 0.2,
-        section.decay_steps,
-        section.decay_shape or "linear",
-    )

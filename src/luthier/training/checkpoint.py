@@ -18,6 +18,8 @@ from luthier.data.stream import StreamSource
 from luthier.errors import RunError
 from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.lora import adapters
+from luthier.optim.average import Average, put, swapped
+from luthier.optim.stepper import shown_weights
 from luthier.parallel.cluster import Cluster
 from luthier.runs.atomic import atomic_folder, atomic_remove
 from luthier.runs.folder import RunFolder
@@ -37,10 +39,14 @@ def save_checkpoint(
     if folder is not None:
         path = folder.checkpoint(trainer.progress.step)
         with atomic_folder(path) as partial:
-            _save_weights(trainer.policy.model, partial, base_name, revision)
+            with swapped(shown_weights(trainer.optimizer)) as trained:
+                _save_weights(trainer.policy.model, partial, base_name, revision)
+            names = {id(parameter): name for name, parameter in trainer.policy.named_parameters()}
             state = {
                 "optimizer": trainer.optimizer.state_dict(),
                 "names": _names(trainer),
+                "trained": {names[id(parameter)]: weight for parameter, weight in trained.items()},
+                "average": average.state() if (average := _average(trainer)) else [],
                 "progress": asdict(trainer.progress),
                 "random": states,
                 "micro_tokens": trainer.source.micro_tokens,
@@ -82,6 +88,10 @@ def load_checkpoint(trainer: Trainer, path: Path, *, same_rows: bool = True) -> 
             f"Set train.tokens_per_micro_batch: {micro_tokens}."
         )
     load_weights(trainer.policy.model, path)
+    parameters = dict(trainer.policy.named_parameters())
+    put({parameters[name]: weight for name, weight in state.get("trained", {}).items() if name in parameters})
+    if (average := _average(trainer)) and state.get("average"):
+        average.restore(state["average"])
     trainer.optimizer.load_state_dict(_in_order(state["optimizer"], state.get("names"), trainer))
     trainer.progress = Progress(**state["progress"])
     trainer.learner.statistics = state.get("statistics")
@@ -96,6 +106,11 @@ def load_checkpoint(trainer: Trainer, path: Path, *, same_rows: bool = True) -> 
         if isinstance(trainer.source, StreamSource) and trainer.source.epochs is not None:  # it was estimated
             trainer.schedule = replace(trainer.schedule, total_steps=state["total_steps"])
     _set_random_state(state["random"][trainer.cluster.rank])
+
+
+def _average(trainer: Trainer) -> Average | None:
+    """The running mean of the weights, if there is one."""
+    return getattr(trainer.optimizer, "average", None)
 
 
 def _names(trainer: Trainer) -> list[str]:

@@ -7,6 +7,8 @@ from luthier.config.tree import ModelSection
 from luthier.data.ledger import Ledger
 from luthier.data.loader import StepSource
 from luthier.data.stream import StreamSource
+from luthier.optim.average import swapped
+from luthier.optim.stepper import shown_weights
 from luthier.runs import audit
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import MetricsWriter
@@ -91,7 +93,8 @@ class EvaluateLoss:
     def _judge(self, trainer: Trainer, last: bool) -> None:
         progress = trainer.progress
         progress.evaluated_step = step = progress.step
-        values = self.evaluate()
+        with swapped(shown_weights(trainer.optimizer)):
+            values = self.evaluate()
         if not values:
             return
         if trainer.cluster.is_main:

@@ -122,17 +122,20 @@ def with_absolute_paths(config: Config) -> Config:
     lora = config.lora
     if lora is not None:
         lora = lora.model_copy(update={"start": absolute(lora.start)})
-    name = config.method.name
-    method = config.method.model_copy(update={"name": absolute(name) if is_own_file(name) else name})
+    plugins = {
+        key: section.model_copy(update={"name": absolute(section.name)})
+        for key, section in (("method", config.method), ("optim", config.optim))
+        if is_own_file(section.name)
+    }
     return config.model_copy(
         update={
             "data": data,
             "model": model,
-            "method": method,
             "reference": reference,
             "checkpoint": checkpoint,
             "lora": lora,
             "teacher": teacher,
+            **plugins,
         }
     )
 

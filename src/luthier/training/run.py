@@ -22,6 +22,8 @@ from luthier.models.adapter_files import save_adapter
 from luthier.models.compat import bars_on_terminals_only, plain_attention
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.load import load_tokenizer
+from luthier.optim.average import put
+from luthier.optim.stepper import shown_weights
 from luthier.parallel.cluster import Cluster, join_cluster
 from luthier.runs import audit
 from luthier.runs.atomic import atomic_folder, atomic_remove, atomic_write_text
@@ -58,6 +60,7 @@ from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 from luthier.training.start import find_start, settled, start_from
 from luthier.training.stopping import asked_to_stop, saved_if_rows_fail
 from luthier.training.template import build_template, template_notes
+from luthier.training.updates import build_algorithm
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
     for name in config.eval.metrics:
         metrics.find(name)  # what can be known to be wrong is told before any work
     build_method(config)
+    build_algorithm(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing
@@ -247,7 +251,8 @@ def _train(
 
 
 def _take_best(trainer: Trainer, folder: RunFolder, say: Say) -> None:
-    """Goes back to the weights of the best evaluation, if later ones were worse."""
+    """Leaves the weights that are kept in the model: of the best evaluation, if later ones were worse."""
+    put(shown_weights(trainer.optimizer))
     best = trainer.progress.best_step
     if best and best != trainer.progress.step and best in saved_steps(folder, trainer.cluster):
         check_seen(folder.checkpoint(best), trainer.cluster)

@@ -14,6 +14,7 @@ from luthier.models.lora_targets import input_embeddings, output_embeddings
 from luthier.models.new_tokens import token_weights
 from luthier.models.token_rows import TokenRows
 from luthier.optim.groups import Rule
+from luthier.optim.pieces import About
 from luthier.training.loop import Trainer
 
 
@@ -54,6 +55,18 @@ def rules_of_groups(
             chosen |= found
         rules.append(Rule(frozenset(chosen), section.lr, section.weight_decay))
     return rules
+
+
+def about_weights(trained: Sequence[tuple[str, nn.Parameter]], model: PreTrainedModel) -> dict[int, About]:
+    """What optimizers may know of each trained weight, by `id`."""
+    tables = _weights(input_embeddings(model)) | _weights(output_embeddings(model))
+    shape = model.config.get_text_config()
+    head = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
+    known = {}
+    for number, (name, parameter) in enumerate(trained):
+        heads = re.search(r"(^|\.)[qk]_proj\.weight$", name) and parameter.shape[0] % head == 0
+        known[id(parameter)] = About(name, number, id(parameter) in tables, head if heads else 0)
+    return known
 
 
 class NewRowsFirst:

@@ -12,6 +12,7 @@ from luthier.models.activations.offload import HostStore
 from luthier.models.activations.plain import plannable_layers
 from luthier.models.activations.planner import ActivationPlanner, Demand, Mode
 from luthier.models.policy import Policy
+from luthier.optim.stepper import Stepper
 
 GIB = 2**30
 HOST_SHARE = 0.6  # others live on this machine too, and a step must not push their pages out
@@ -50,7 +51,7 @@ def plan_activations(
         share=GPU_SHARE if on_gpu else HOST_SHARE,
         demand=Demand(
             _head_bytes(policy, micro_tokens),
-            sum(map(_training_bytes, trained)),
+            sum(_training_bytes(parameter, optimizer) for parameter in trained),
             lambda: _present_bytes(trained, optimizer),
         ),
         offload=on_gpu,
@@ -81,8 +82,10 @@ def _head_bytes(policy: Policy, micro_tokens: int | None) -> int:
     return 2 * chunk + own
 
 
-def _training_bytes(parameter: Tensor) -> int:
-    """What comes with a trained weight: its gradient and two moments in fp32, and an fp32 master of narrow ones."""
+def _training_bytes(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
+    """What comes with a trained weight: its gradient in fp32 and what the optimizer keeps for it."""
+    if isinstance(optimizer, Stepper):
+        return 4 * parameter.numel() + optimizer.state_bytes(parameter)
     return parameter.numel() * (12 if parameter.element_size() >= 4 else 16)
 
 

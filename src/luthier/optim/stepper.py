@@ -1,0 +1,185 @@
+"""Runs optimizers over parameters: what they all need and none should do for itself.
+
+Weights of 16 bit follow masters in fp32, which keep updates that are too small for them. Adapters lie end to end
+(gradients.py). A weight that never had a gradient is left alone, and has no state.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import increment_version
+
+from luthier.optim.average import Average
+from luthier.optim.gradients import Gradients, Home
+from luthier.optim.home_states import HomeStates
+from luthier.optim.pieces import About, Piece, is_scalar
+
+if TYPE_CHECKING:
+    from luthier.optim.base import Algorithm
+
+
+class Stepper(torch.optim.Optimizer):
+    """Optimizers at work on groups of parameters.
+
+    Args:
+        groups: torch's parameter groups, each with its `weight_decay`.
+        algorithms: what updates each group.
+        lr: peak learning rate of groups without their own.
+        about: what is known of each parameter, by `id`.
+        end_to_end: parameters to lay end to end, those of one group, dtype and device together. Only
+            weights that need no master, with gradients of their own dtype, move; the others stay.
+    """
+
+    gradients: Gradients
+    """The gradients of all parameters, for whoever adds up ranks, clips and clears."""
+
+    def __init__(
+        self,
+        groups: list[dict[str, Any]],
+        algorithms: Sequence["Algorithm"],
+        lr: float,
+        about: Mapping[int, About],
+        end_to_end: Sequence[nn.Parameter] = (),
+    ):
+        super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
+        self.algorithms, self._about = list(algorithms), about
+        self._of = {id(p): a for a, g in zip(algorithms, self.param_groups, strict=True) for p in g["params"]}
+        chosen = {id(parameter) for parameter in end_to_end}
+        self._homes = [_homes(group["params"], chosen) for group in self.param_groups]
+        pairs = zip(self.algorithms, self._homes, strict=True)
+        self._states = {
+            id(home): HomeStates(home, algorithm, self.state, self._new)
+            for algorithm, homes in pairs
+            for home in homes
+            if algorithm.elementwise
+        }
+        self.average: Average | None = None  # of the weights over steps, where that is what is kept
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        self.gradients = Gradients(parameters, [home for homes in self._homes for home in homes])
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates every parameter that has, or ever had, a gradient."""
+        self.gradients.collect()
+        for group, homes, algorithm in zip(self.param_groups, self._homes, self.algorithms, strict=True):
+            loose = [p for p in group["params"] if self.gradients.is_loose(p) and self.gradients.live(p)]
+            pieces = [piece for home in homes for piece in self._home_pieces(home)]
+            pieces += [self._piece(p) for p in loose]
+            steps = list({id(piece.step): piece.step for piece in pieces}.values())
+            if steps:
+                torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+                algorithm.update(pieces, group["lr"], group["weight_decay"])
+            followers = [p for p in loose if "master" in self.state[p]]
+            if followers:
+                masters = [self.state[p]["master"] for p in followers]
+                torch._foreach_copy_(followers, masters)  # pyright: ignore[reportPrivateImportUsage]
+            # lists and views are updated past the version counters that caches of a weight go by
+            increment_version([*(p for home in homes for p in home.parameters), *loose])
+        if self.average is not None:
+            masters = {p: state["master"] for p, state in self.state.items() if "master" in state}
+            self.average.after_step(masters)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets the gradients; those that lie end to end become zero whatever `set_to_none`."""
+        self.gradients.clear()
+
+    def state_bytes(self, parameter: nn.Parameter) -> int:
+        """Bytes of what is kept for a parameter from step to step: its states, and the master of a 16-bit one."""
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        like = torch.empty(parameter.shape, dtype=wide, device="meta")
+        made = self._of[id(parameter)].start(like, self._about[id(parameter)])
+        master = like.nbytes if parameter.dtype != wide else 0
+        return master + sum(value.nbytes for value in made.values())
+
+    @torch.no_grad()
+    def shown(self) -> dict[nn.Parameter, Tensor]:
+        """The weights that are evaluated and kept, where they are not those that gradients are computed at."""
+        if self.average is not None:
+            return self.average.weights()
+        found = {}
+        for parameter, state in self.state.items():
+            algorithm, about = self._of[id(parameter)], self._about[id(parameter)]
+            weight = state.get("master", parameter)
+            other = algorithm.shown(Piece(weight, weight, state, state["step"], about))
+            if other is not None:
+                found[parameter] = other
+        return found
+
+    def about_parts(self) -> str:
+        """Which weights are whose, in a sentence; empty where one optimizer has them all."""
+        counts: dict[str, list[int]] = {}
+        for algorithm, group in zip(self.algorithms, self.param_groups, strict=True):
+            count = counts.setdefault(type(algorithm).__name__, [0, 0])
+            count[0] += len(group["params"])
+            count[1] += sum(parameter.numel() for parameter in group["params"])
+        parts = [f"{name} updates {n:,} weights of {size:,} numbers" for name, (n, size) in counts.items()]
+        return ", ".join(parts) if len(parts) > 1 else ""
+
+    def _home_pieces(self, home: Home) -> list[Piece]:
+        live = [parameter for parameter in home.parameters if self.gradients.live(parameter)]
+        if id(home) in self._states:
+            return self._states[id(home)].pieces(live, lambda parameter: self._about[id(parameter)])
+        return [self._piece(parameter) for parameter in live]
+
+    def _piece(self, parameter: nn.Parameter) -> Piece:
+        """A parameter on its own."""
+        assert parameter.grad is not None, "collect gives every live parameter a gradient"
+        if not self.state[parameter]:
+            self.state[parameter] = self._new(parameter)
+        state = self.state[parameter]
+        weight = state.get("master", parameter)
+        return Piece(
+            weight, parameter.grad.to(weight.dtype), state, state["step"], self._about[id(parameter)]
+        )
+
+    def _new(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """States of a parameter before its first update."""
+        algorithm = self._of[id(parameter)]
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        state: dict[str, Tensor] = {}
+        weight = parameter.detach()
+        if parameter.dtype != wide:
+            weight = state["master"] = weight.to(wide)
+        state |= algorithm.start(weight, self._about[id(parameter)])
+        return state | {"step": torch.zeros((), device=_place(algorithm, parameter))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restores the states bit for bit; torch's own would cast fp32 masters down to the weights' dtype.
+
+        Settings such as decay stay those that this optimizer was built with.
+        """
+        numbered = [p for group in self.param_groups for p in group["params"]]
+        self.state.clear()
+        for number, saved in state_dict["state"].items():
+            parameter = numbered[number]
+            self.gradients.revive(parameter)
+            place = _place(self._of[id(parameter)], parameter)
+            self.state[parameter] = {
+                name: value.to(place if is_scalar(name, value, parameter) else parameter.device)
+                for name, value in saved.items()
+            }
+        for states in self._states.values():
+            states.bring()
+
+
+def shown_weights(optimizer: torch.optim.Optimizer) -> dict[nn.Parameter, Tensor]:
+    """The weights that are evaluated, saved and kept, where they are not those that are being trained."""
+    return optimizer.shown() if isinstance(optimizer, Stepper) else {}
+
+
+def _place(algorithm: "Algorithm", parameter: nn.Parameter) -> torch.device:
+    """Where the numbers of a weight lie."""
+    return parameter.device if algorithm.scalars_on_device else torch.device("cpu")
+
+
+def _homes(parameters: Sequence[nn.Parameter], chosen: set[int]) -> list[Home]:
+    """One home for each dtype and device among those of the chosen parameters that can have one."""
+    kinds: dict[tuple[torch.dtype, torch.device], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        wide = torch.promote_types(parameter.dtype, torch.float32)
+        grad_dtype = parameter.grad_dtype  # pyright: ignore[reportAttributeAccessIssue]
+        if id(parameter) in chosen and parameter.dtype == wide == (grad_dtype or wide):
+            kinds.setdefault((parameter.dtype, parameter.device), []).append(parameter)
+    return [Home(same) for same in kinds.values()]
