@@ -171,7 +171,7 @@ def test_a_shared_file_trains_with_its_path_alone(
         folder,
         name.split(".")[0],
         data=data,
-        train={"steps": 2, "tokens_per_step": 4096, "tokens_per_micro_batch": 2048},
+        train={"steps": 1, "tokens_per_step": 16384, "tokens_per_micro_batch": 16384},
         eval={"every": None, "samples": 0},
     )
     ledger = json.loads((train(config) / "ledger.json").read_text())["train"]
