@@ -36,7 +36,7 @@ from bench.workloads import WORKLOADS, Size
 KEPT = Path(__file__).with_name("gate.json")
 SLOWER, LARGER = 0.90, 1.05
 MAX_FAULTS, MAX_DRIFT = 1000, 1e-5
-SAMPLES, WARM_UP, STEPS, ATTEMPTS = 16, 3, 6, 3
+SAMPLES, WARM_UP, STEPS, ATTEMPTS = 16, 2, 6, 3
 """Rows of a step, steps before the first attempt (in which memory grows, docs/measurements.md) and in each, and most
 attempts. No row is seen twice."""
 LIMIT = 240.0
