@@ -59,7 +59,7 @@ def child(folder: Path, scheme: str, tokens: int, rank: int, steps: int) -> dict
     import torch
 
     import luthier.kernels.quant
-    from luthier.allocator import keep_pages
+    from luthier.allocator import give_back, keep_pages
     from luthier.config.plugins import load_plugin
     from luthier.data.batch import Example, Segment, collate
     from luthier.kernels import native
@@ -81,10 +81,12 @@ def child(folder: Path, scheme: str, tokens: int, rank: int, steps: int) -> dict
     stages["loaded"] = status("VmHWM") - begun
     held = {"stored": sum(m.stored.num_bytes for m in quantised(model).values())}
     held["other weights"] = sum(p.numel() * p.element_size() for p in model.parameters())
-    apply_lora(model, rank=rank)
     policy = choose_policy(model).policy
+    apply_lora(policy.model, rank=rank)
     fusion, said = fuse_checked(policy)
     assert fusion is not None, said
+    give_back()
+    stages["checked"] = status("VmHWM") - begun
     for layer in fusion.layers:
         layer.level = Level.KEEP_INPUT
     trained = [p for p in policy.parameters() if p.requires_grad]

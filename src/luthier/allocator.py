@@ -32,3 +32,16 @@ def keep_pages() -> bool:
     mallopt.argtypes, mallopt.restype = (ctypes.c_int, ctypes.c_int), ctypes.c_int
     large = mallopt(M_MMAP_THRESHOLD, LARGEST_FROM_HEAP) or mallopt(M_MMAP_THRESHOLD, OLDER_LARGEST)
     return bool(large and mallopt(M_TRIM_THRESHOLD, NEVER) and mallopt(M_TOP_PAD, PAD))
+
+
+def give_back() -> bool:
+    """Hands all free memory back to the kernel, once; whether the C library can (glibc can).
+
+    For after a phase that took and freed large blocks with small lasting ones in between: the holes that it leaves are
+    too small for the next large block, so the heap grows while most of it is free.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    trim = ctypes.CDLL(None).malloc_trim
+    trim.argtypes, trim.restype = (ctypes.c_size_t,), ctypes.c_int
+    return bool(trim(0))

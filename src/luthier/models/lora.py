@@ -79,7 +79,8 @@ class LoraLinear(nn.Module):
     ) -> "LoraLinear":
         """A new adapter that changes nothing yet, started as `models/lora_init/` has it under `init`."""
         adapter = cls(base, rank, alpha, dropout, rslora, dora)
-        weight = adapter._base_weight().detach()
+        stored = isinstance(base, QuantLinear)
+        weight = base.decoded(adapter.lora_A) if stored else adapter._base_weight().detach()
         weight_MK = weight.T if adapter.transposed else weight
         adapter.begin(*load_init(init)(weight_MK, rank, adapter.scale, generator))
         return adapter

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from luthier.kernels.quant.base import Stored
+from luthier.kernels.workspace import Workspace
 
 PREFIX = "stored_"
 
@@ -31,11 +32,18 @@ class QuantLinear(nn.Module):
         for name, part in stored.parts.items():
             self.register_buffer(PREFIX + name, part)
         self.bias = bias
+        self.scratch = Workspace()
+        """Where the weight is decoded for a product; one for all layers of a model."""
 
     @property
     def weight(self) -> Tensor:
         """The decoded weight [M, K], a new tensor each time."""
         return self.stored.weight()
+
+    def decoded(self, like: Tensor) -> Tensor:
+        """The decoded weight in the dtype of `like`, valid until the next layer decodes its own."""
+        empty = torch.empty(0, dtype=self.dtype, device=self.device)
+        return self.stored.write(self.scratch.take("decoded", *self.shape, like=empty)).to(like.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -43,7 +51,7 @@ class QuantLinear(nn.Module):
         return self.stored.device
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Product.apply(x, self.stored)
+        y = _Product.apply(x, self)
         assert isinstance(y, Tensor)
         return y if self.bias is None else y + self.bias
 
@@ -71,13 +79,13 @@ class _Product(torch.autograd.Function):
     """x·Wᵀ with W decoded anew in each direction, so that the graph holds no decoded weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, stored: Stored) -> Tensor:
-        ctx.stored = stored
-        return F.linear(x, stored.weight().to(x.dtype))
+    def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
+        ctx.layer = layer
+        return F.linear(x, layer.decoded(x))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not ctx.needs_input_grad[0]:
             return None, None
-        return grads[0] @ ctx.stored.weight().to(grads[0].dtype), None
+        return grads[0] @ ctx.layer.decoded(grads[0]), None

@@ -16,14 +16,18 @@ from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, register_quanti
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from luthier.allocator import give_back
 from luthier.errors import ModelError
 from luthier.kernels.quant.base import Scheme, store
+from luthier.kernels.workspace import Workspace
 from luthier.models.lora_targets import inside, linear_names, named, output_embeddings
 from luthier.models.quantised.linear import QuantLinear
 from luthier.models.quantised.reader import lazy_tensors
 
 HEADS = ("score", "classifier")
 """What transformers calls heads that score; they stay as they are, like the one that makes logits."""
+LARGE = 1 << 20
+"""A weight after which free memory goes back: what was made of it leaves holes between what is kept."""
 METHOD = "luthier"
 """The name under which transformers finds the quantiser."""
 
@@ -75,6 +79,9 @@ def load_quantised(
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _forget_quantizer(model)
+    scratch = Workspace()
+    for module in quantised(model).values():
+        module.scratch = scratch
     if not quantised(model):
         raise ModelError(
             f"quant: {quantisation.name} stores no layer of this model: it has no plain linear layer besides the one "
@@ -187,6 +194,8 @@ class _Store(ConversionOps):
             owner, leaf = name.removesuffix(".weight").rpartition(".")[::2]
             plain = model.get_submodule(name.removesuffix(".weight"))
             setattr(model.get_submodule(owner), leaf, QuantLinear(store(self.scheme, weight_MK), plain.bias))
+            if weight_MK.numel() >= LARGE:
+                give_back()
             if missing_keys is not None:
                 missing_keys.discard(name)
         return {}
