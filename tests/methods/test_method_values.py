@@ -37,6 +37,16 @@ def ordered(row: Example) -> bool:
     return len(set(np.atleast_1d(row.columns["rank"]))) > 1
 
 
+def listed(row: Example) -> float:
+    """LiPO's sum over ordered pairs of a ranking whose answers stand as the data has them."""
+    ranks = np.atleast_1d(row.columns["rank"])
+    better, equal = ranks[:, None] < ranks[None], ranks[:, None] == ranks[None]
+    gains = 2 ** ((better.sum(1) + (equal.sum(1) - 1) / 2) / max(1, len(ranks) - 1))
+    discounts = 1 / np.log(2 + np.arange(len(ranks)))
+    matters = np.abs(np.subtract.outer(gains, gains)) * np.abs(np.subtract.outer(discounts, discounts))
+    return float((matters * better).sum()) * LOG2
+
+
 FIRST: dict[str, Any] = {
     "dpo": LOG2,
     "dpo-hinge": 1.0,
@@ -59,9 +69,11 @@ FIRST: dict[str, Any] = {
     "dpo-0.3": LOG2,
     "kto": 0.5,
     "kto-apo_zero_unpaired": 0.5,
+    "kto-True": 0.5,
     "bco": LOG2,
     "dpo_ranking": lambda rows: sum(map(orders, rows)) / len(rows),
     "dpo_ranking-pairwise": lambda rows: LOG2 * sum(map(ordered, rows)) / len(rows),
+    "lipo": lambda rows: sum(map(listed, rows)) / len(rows),
 }
 """The loss where model and reference agree; it follows from the formula alone, and perhaps from the rows."""
 
@@ -167,14 +179,15 @@ def check_head(method: Any) -> None:
 
 def check_distribution(method: Any) -> None:
     """With respect to logits, for what the loss knows beside the log-probabilities comes from them, too."""
-    batch, *_ = scored(method)
+    batch, _, reference_N, step = scored(method)
     logits_NV = 2 * torch.randn(len(batch.target_N), 6, dtype=torch.float64)
     target_N = batch.target_N % 6
     held = {"top_entropy": of_logits(logits_NV, target_N, ("top_entropy",))["top_entropy"]}
 
     def loss(logits: Tensor) -> Tensor:
         found = of_logits(logits, target_N, method.needs_distribution)
-        return method.loss(Scores(found.pop("logp"), distribution=found | held), batch)[0]
+        scores = Scores(found.pop("logp"), reference_N, step, distribution=found | held)
+        return method.loss(scores, batch)[0]
 
     assert torch.autograd.gradcheck(loss, (logits_NV.requires_grad_(),))
 
