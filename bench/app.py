@@ -111,7 +111,7 @@ def measure(task: Task, options: Options, folder: Path, scratch: Path, console: 
     result = compete(
         task, contestants, options.repeats, result, say, lambda found: results.write(found, path)
     )
-    if options.parity and task.workload.kind == "sft" and not task.workload.missing:
+    if options.parity and task.workload.comparable:
         result["parity"] = measure_parity(task, scratch / "parity", first_losses(result, contestants))
         if "error" in result["parity"]:
             say(f"parity was not measured: {result['parity']['error']}")

@@ -144,7 +144,7 @@ def one(
         console.print(f"  {text}", highlight=False)
 
     result = compete(task, contestants, 1 if dry_run else part.repeats, result, say, save)
-    if dry_run and task.workload.kind == "sft" and not task.workload.missing:
+    if dry_run and task.workload.comparable:
         result["parity"] = measure_parity(task, folder / "parity", {})
     show(result, console)
     return result

@@ -1,12 +1,59 @@
-"""What the learning scripts have in common: a quiet run, and a model put to rows that it has not learned."""
+"""What the learning scripts have in common: a quiet run, a model put to rows that it has not learned, and what was
+found.
+"""
 
+import argparse
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+from bench import results
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a script found, written to its file after every run, so that one that was cut short loses only that run."""
+
+    path: Path
+    outcome: dict[str, Any]
+
+    @property
+    def found(self) -> dict[str, Any]:
+        """Run by run."""
+        return self.outcome["found"]
+
+    def keep(self, name: str, found: Any) -> None:
+        """Adds or replaces what one run found."""
+        self.found[name] = found
+        self.write()
+
+    def write(self, **also: Any) -> None:
+        """Writes the file, with what else is to be said of it."""
+        results.write({**self.outcome, **also}, self.path)
+
+
+def findings(kind: str, known: argparse.Namespace) -> Findings:
+    """Today's file in the folder `known.out`. What it holds already is kept if it was found with these settings, on a
+    machine of this class, from this commit.
+    """
+    settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(known).items()}
+    settings = {name: value for name, value in settings.items() if name not in ("out", "names")}
+    machine = results.machine("cpu", None)
+    outcome: dict[str, Any] = {"kind": kind, "date": date.today().isoformat(), "settings": settings}
+    path = known.out / f"{kind}-{outcome['date']}.json"
+    earlier = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    same = earlier.get("settings") == settings and _of(earlier["machine"]) == _of(machine)
+    return Findings(path, {**outcome, "machine": machine, "found": earlier["found"] if same else {}})
+
+
+def _of(machine: dict[str, Any]) -> tuple[str, str | None]:
+    """What must be the same for runs to stand beside each other: processor and commit."""
+    return machine["class"], (machine["git"] or {}).get("commit")
 
 
 def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> str:

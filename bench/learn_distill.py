@@ -20,7 +20,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.held_out import SHARED, put_to, write_rows
+from bench.held_out import SHARED, findings, put_to, write_rows
 
 GOAL = 0.5
 
@@ -123,12 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--alpha", type=float, default=0.9)
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
     known = parser.parse_args(arguments)
-    outcome: dict[str, Any] = {
-        "kind": "learn-distill",
-        "date": date.today().isoformat(),
-        "settings": {n: str(v) if isinstance(v, Path) else v for n, v in vars(known).items() if n != "out"},
-        "machine": results.machine("cpu", None),
-    }
+    notes = findings("learn-distill", known)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_short_rows(known, folder)
@@ -137,19 +131,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         taught = config_of(
             known, folder, "distill", method={"name": "distill", "alpha": known.alpha}, teacher=known.teacher
         )
-        found = {
-            "teacher": [(0, held_out_loss({**plain, "model": known.teacher}, folder))],
-            "student before": [(0, held_out_loss(plain, folder))],
-            "sft": learn(plain),
-            "distill": learn(taught),
-        }
-    best = {which: min(loss for _, loss in losses) for which, losses in found.items()}
+        notes.keep("teacher", [(0, held_out_loss({**plain, "model": known.teacher}, folder))])
+        notes.keep("student before", [(0, held_out_loss(plain, folder))])
+        notes.keep("sft", learn(plain))
+        notes.keep("distill", learn(taught))
+    best = {which: min(loss for _, loss in losses) for which, losses in notes.found.items()}
     closed = (best["sft"] - best["distill"]) / (best["sft"] - best["teacher"])
-    results.write(
-        {**outcome, "held_out": found, "closed": closed}, known.out / f"learn-distill-{outcome['date']}.json"
-    )
+    notes.write(closed=closed)
     table = Table("model", "held-out loss", "last", "at step")
-    for which, losses in found.items():
+    for which, losses in notes.found.items():
         step = min(losses, key=lambda pair: pair[1])[0]
         table.add_row(which, f"{best[which]:.4f}", f"{losses[-1][1]:.4f}", str(step))
     Console(width=100).print(table)

@@ -15,7 +15,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.held_out import SHARED, HeldOut, put_to, trained, write_rows
+from bench.held_out import SHARED, HeldOut, findings, put_to, trained, write_rows
 
 POOLINGS = ("last", "mean")
 
@@ -94,15 +93,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--lr", type=float, default=3e-4)
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
     known = parser.parse_args(arguments)
-    outcome: dict[str, Any] = {
-        "kind": "learn-embed",
-        "date": date.today().isoformat(),
-        "settings": {n: str(v) if isinstance(v, Path) else v for n, v in vars(known).items() if n != "out"},
-        "machine": results.machine("cpu", None),
-        "found": {},
-    }
-    path = known.out / f"learn-embed-{outcome['date']}.json"
-    found: dict[str, dict[str, float]] = outcome["found"]
+    notes = findings("learn-embed", known)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         rows = list(related(known.data, known.words))
@@ -112,21 +103,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         scratch = folder / "tokens"
         for pooling in POOLINGS:
             config = config_of(known, folder, pooling, learned)
-            found[f"before, {pooling}"] = told = retrieval(put_to(config, unseen, scratch, learned=False))
+            told = retrieval(put_to(config, unseen, scratch, learned=False))
+            notes.keep(f"before, {pooling}", told)
             print(f"before, {pooling}: {told}", flush=True)
         config = config_of(known, folder, known.pooling, learned)
-        outcome["steps"] = trained(config)["steps"]
-        found[f"after, {known.pooling}"] = retrieval(put_to(config, unseen, scratch))
-    after = found.pop(f"after, {known.pooling}")
-    better = all(after[key] > max(one[key] for one in found.values()) for key in ("recall@1", "mrr"))
-    found[f"after, {known.pooling}"] = after
-    results.write({**outcome, "better": better}, path)
+        steps = trained(config)["steps"]
+        after = retrieval(put_to(config, unseen, scratch))
+        notes.keep(f"after, {known.pooling}", after)
+    before = [notes.found[f"before, {pooling}"] for pooling in POOLINGS]
+    better = all(after[key] > max(one[key] for one in before) for key in ("recall@1", "mrr"))
+    notes.write(steps=steps, better=better)
     table = Table("model, pooling", "texts", "recall@1", "recall@10", "MRR")
-    for which, told in found.items():
+    for which, told in notes.found.items():
         figures = [f"{told[key]:.3f}" for key in ("recall@1", "recall@10", "mrr")]
         table.add_row(which, str(told["texts"]), *figures)
     Console(width=90).print(table)
-    print(f"Better than before: {'yes' if better else 'NO'}. Written: {path}")
+    print(f"Better than before: {'yes' if better else 'NO'}. Written: {notes.path}")
     return 0 if better else 1
 
 

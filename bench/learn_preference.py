@@ -16,7 +16,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.held_out import SHARED, put_to, trained, write_rows
+from bench.held_out import SHARED, findings, put_to, trained, write_rows
 
 THINGS = """bridges candles cheese clocks clouds coffee comets deserts dictionaries drums engines ferns fire forests
 glass gravity hammers honey ice islands kites lakes lanterns lemons magnets maps mirrors moss music olives owls paper
@@ -182,14 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     table = Table(
         "run", "steps", "loss", "accuracy", "margin", "held out: accuracy", "margin", "as it should be"
     )
-    outcome: dict[str, Any] = {
-        "kind": "learn-preference",
-        "date": date.today().isoformat(),
-        "settings": {n: v for n, v in vars(known).items() if n not in ("out", "names")},
-        "machine": results.machine("cpu", None),
-        "found": {},
-    }
-    path = known.out / f"learn-preference-{outcome['date']}.json"
+    notes = findings("learn-preference", known)
     with tempfile.TemporaryDirectory() as folder:
         studio = Studio(Path(folder), known.model, known.steps, known.rows, known.held_out, known.lr)
         plan = experiments(studio)
@@ -199,13 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             run, right = plan[name]
             found = run(name)
             found["right"] = right(found)
-            outcome["found"][name] = found
-            results.write(outcome, path)
+            notes.keep(name, found)
             table.add_row(*row_of(name, found))
             print(" | ".join(row_of(name, found)), flush=True)
     Console(width=130).print(table)
-    print(f"Written: {path}")
-    return 0 if all(found["right"] for found in outcome["found"].values()) else 1
+    print(f"Written: {notes.path}")
+    return 0 if all(found["right"] for found in notes.found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.held_out import put_to, trained, write_rows
+from bench.held_out import findings, put_to, trained, write_rows
 from bench.learn_preference import ASKED, CHANCE, GOAL, HELD_OUT_THINGS, THINGS
 
 SENTENCES = (
@@ -115,24 +114,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := set(known.names) - set(NAMES):
         parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
     table = Table("run", "steps", "loss", "held out: accuracy", "margin", "loss", "as it should be")
-    outcome: dict[str, Any] = {
-        "kind": "learn-reward",
-        "date": date.today().isoformat(),
-        "settings": {n: v for n, v in vars(known).items() if n not in ("out", "names")},
-        "machine": results.machine("cpu", None),
-        "found": {},
-    }
-    path = known.out / f"learn-reward-{outcome['date']}.json"
+    notes = findings("learn-reward", known)
     with tempfile.TemporaryDirectory() as folder:
         for name in known.names or NAMES:
             found = run(name, known, Path(folder))
-            outcome["found"][name] = found
-            results.write(outcome, path)
+            notes.keep(name, found)
             table.add_row(*row_of(name, found))
             print(" | ".join(row_of(name, found)), flush=True)
     Console(width=110).print(table)
-    print(f"Written: {path}")
-    return 0 if all(found["right"] for found in outcome["found"].values()) else 1
+    print(f"Written: {notes.path}")
+    return 0 if all(found["right"] for found in notes.found.values()) else 1
 
 
 if __name__ == "__main__":

@@ -48,6 +48,11 @@ class Workload:
     missing: str = ""
     """Why Luthier has no row yet; empty: it has."""
 
+    @property
+    def comparable(self) -> bool:
+        """Whether plain transformers can compute the same losses: weights in four bits are another model's."""
+        return self.kind == "sft" and not self.missing and not self.four_bit
+
 
 SMALL, LARGE = "SmolLM2-135M", ("Qwen3-0.6B", "Llama-3.1-8B")
 
@@ -115,7 +120,6 @@ WORKLOADS = {
             cpu=None,
             gpu=Size(("Llama-3.1-8B",), samples=8, tokens=(1024,), micro=(1, 2), memory_caps=(6, 8, 16, 24)),
             four_bit=True,
-            missing="QLoRA comes with issue 6",
         ),
         Workload(
             "generation",

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from bench.gpu import PLAN, SMALL, Part, cast, chosen, lease
+from bench.gpu import LARGE, PLAN, SMALL, Part, cast, chosen, lease
 from bench.workloads import WORKLOADS
 from rich.console import Console
 
@@ -71,3 +71,16 @@ def test_dry_run_of_short_and_long_rows(tmp_path: Path, monkeypatch: pytest.Monk
             max(result["parity"]["losses"]) < 1e-5 and result["parity"]["gradient"]["least_cosine"] > 0.99999
         )
     assert len(gpu.unpack(tmp_path / gpu.FILE, tmp_path / "history")) == 2
+
+
+@pytest.mark.slow
+def test_dry_run_of_weights_in_four_bits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QLoRA under each of the caps of memory; plain transformers has no losses to compare it with."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(gpu, "PLAN", (Part("G", LARGE, names=("luthier",)),))
+    assert gpu.main(["--dry-run", "--no-peers", "--out", str(tmp_path), "--part", "G"]) == 0
+    found: list[dict[str, Any]] = json.loads((tmp_path / gpu.FILE).read_text())["results"]
+    assert found
+    for result in found:
+        (row,) = result["summary"]
+        assert row["contestant"] == "luthier" and not row["failures"] and "parity" not in result

@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +12,11 @@ from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
 from luthier.models.tripwire import choose_policy
-from luthier.runs.folder import RunFolder
-from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.loop import Trainer
 from method_rows import apart, judged_rows
+from resuming import resumes_exactly
 from tiny_models import tiny_llama
-from training_parts import chat_rows, make_trainer, trained_weights
+from training_parts import chat_rows, make_trainer
 
 
 def text(length: int, row: int) -> Example:
@@ -113,19 +111,6 @@ def test_every_step_draws_anew_and_a_resumed_run_draws_the_same(tmp_path: Path) 
         trainer.policy.noise = EmbeddingNoise(15.0, 1)
         return trainer
 
-    def go(trainer: Trainer, steps: range) -> list[Any]:
-        return [trainer.step(trainer.source.step(step)).values["loss"] for step in steps]
-
-    straight, stopped, resumed = made(), made(), made()
-    whole = go(straight, range(4))
-    go(stopped, range(2))
-    path = save_checkpoint(stopped, RunFolder(tmp_path / "run"), "tiny")
-    assert path is not None
-    load_checkpoint(resumed, path)
-    assert go(resumed, range(2, 4)) == whole[2:]
-    for weight, other in zip(
-        trained_weights(straight).values(), trained_weights(resumed).values(), strict=True
-    ):
-        assert torch.equal(weight, other)
+    resumes_exactly(made, tmp_path / "run", 4)
     batch, noise = collate([text(9, 0)]), EmbeddingNoise(5.0, 0, 1)
     assert not torch.equal(noise(batch, 8), replace(noise, step=2)(batch, 8))

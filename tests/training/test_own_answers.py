@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 import luthier
 from luthier.config.tree import Config
@@ -17,15 +16,14 @@ from luthier.methods.base import Sampling
 from luthier.models.teacher import Teacher
 from luthier.models.tripwire import choose_policy
 from luthier.rollout.native import NativeGenerator
-from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import read_metrics
 from luthier.training.build import build_method
-from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.loop import Trainer
 from luthier.training.own_answers import OwnAnswers, prompts_of
+from resuming import losses, resumes_exactly
 from tiny_models import tiny_llama
 from training.test_teacher_run import distilling
-from training_parts import Rows, chat_rows, make_trainer, trained_weights
+from training_parts import Rows, chat_rows, make_trainer
 
 MICRO = 48
 
@@ -106,29 +104,17 @@ def test_the_share_of_such_steps_is_the_one_asked_for() -> None:
     assert due != [answering(Sampling(0.3), seed=1).due(step) for step in range(400)]
 
 
-def go(trainer: Trainer, steps: range) -> list[float]:
-    return [trainer.step(trainer.source.step(step)).values["loss"] for step in steps]
-
-
 def test_with_itself_as_the_teacher_the_first_step_is_exactly_zero() -> None:
     trainer = make_trainer(method="gkd", options={"lmbda": 1.0}, model=tiny_llama())
     trainer.learner.scorer.teacher = Teacher(choose_policy(tiny_llama()).policy)
-    assert go(trainer, range(1)) == [0.0]
+    assert losses(trainer, range(1)) == [0.0]
 
 
 def test_a_resumed_run_writes_what_the_uninterrupted_one_wrote(tmp_path: Path) -> None:
     def made() -> Trainer:
         return make_trainer(method="gkd", options={"lmbda": 0.7, "max_new_tokens": 8}, dropout=0.1, steps=6)
 
-    straight, stopped, resumed = made(), made(), made()
-    whole = go(straight, range(6))
-    go(stopped, range(3))
-    path = save_checkpoint(stopped, RunFolder(tmp_path / "run"), "tiny")
-    assert path is not None
-    load_checkpoint(resumed, path)
-    assert go(resumed, range(3, 6)) == whole[3:]
-    one, two = trained_weights(straight), trained_weights(resumed)
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    straight, _ = resumes_exactly(made, tmp_path / "run", 6)
     due = [straight.learner.before_step.due(step) for step in range(6)]  # type: ignore[attr-defined]
     assert any(due[3:]) and not all(due)
 
@@ -136,10 +122,10 @@ def test_a_resumed_run_writes_what_the_uninterrupted_one_wrote(tmp_path: Path) -
 def test_own_answers_come_nearer_to_the_teacher() -> None:
     options = {"lmbda": 1.0, "max_new_tokens": 8, "beta": 0.5}
     trainer = make_trainer(method="gkd", options=options, steps=16, lora=False, lr=3e-3)
-    losses = go(trainer, range(16))
-    assert np.mean(losses[-4:]) < 0.8 * np.mean(losses[:4])
+    learned = losses(trainer, range(16))
+    assert np.mean(learned[-4:]) < 0.8 * np.mean(learned[:4])
     still = make_trainer(method="gkd", options=options, steps=16, lora=False, lr=0.0)
-    flat = go(still, range(16))
+    flat = losses(still, range(16))
     assert np.mean(flat[-4:]) > 0.9 * np.mean(flat[:4])
 
 

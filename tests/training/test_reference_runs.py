@@ -5,23 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 import luthier
 from luthier.data.batch import collate
 from luthier.errors import ConfigError
 from luthier.models.reference import Synchronised
 from luthier.parallel.cluster import Cluster
-from luthier.runs.folder import RunFolder
 from luthier.training.asked import ReferenceLogprobs
-from luthier.training.checkpoint import load_checkpoint, save_checkpoint
 from luthier.training.known_values import KnownValues
 from luthier.training.loop import Trainer
 from method_rows import judged_rows
 from method_steps import policy_of
+from resuming import losses, resumes_exactly
 from thread_ranks import on_ranks
 from tiny_runs import WORDS, save_tiny_model, tiny_config
-from training_parts import Rows, make_trainer, trained_weights
+from training_parts import Rows, make_trainer
 
 
 @pytest.fixture(scope="module")
@@ -118,19 +116,8 @@ def test_a_reference_that_moves_resumes_exactly(lora: bool, alpha: float, tmp_pa
         trainer.learner.reference = trainer.learner.scorer.reference = moving
         return trainer
 
-    def go(trainer: Trainer, steps: range) -> list[float]:
-        return [trainer.step(trainer.source.step(step)).values["loss"] for step in steps]
-
-    straight, stopped, resumed = made(), made(), made()
-    whole = go(straight, range(6))
-    go(stopped, range(3))
-    path = save_checkpoint(stopped, RunFolder(tmp_path / "run"), "tiny")
-    assert path is not None
-    load_checkpoint(resumed, path)
-    assert go(resumed, range(3, 6)) == whole[3:]
-    one, two = trained_weights(straight), trained_weights(resumed)
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    assert go(make_trainer(method="dpo", lora=lora, lr=1e-2 if lora else 1e-3), range(6)) != whole
+    _, whole = resumes_exactly(made, tmp_path / "run", 6)
+    assert losses(make_trainer(method="dpo", lora=lora, lr=1e-2 if lora else 1e-3), range(6)) != whole
 
 
 def test_ranks_share_the_work_and_know_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from luthier.errors import ConfigError, DataError, Interrupted
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import read_metrics
 from luthier.training.loop import Trainer
+from resuming import KILLED
 from tiny_runs import tiny_config, write_chats
 
 STREAM: dict[str, Any] = {"streaming": True, "window_rows": 9, "workers": 0}
@@ -50,21 +51,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def straight(folder: Path) -> Path:
     """A run over a stream that nothing happened to."""
     return train(tiny_config(folder, "straight", data=STREAM))
-
-
-KILLED = """
-import os, signal, sys
-import luthier
-from luthier.training.loop import Trainer
-step = Trainer.step
-def killed(self, batches):
-    report = step(self, batches)
-    if report.step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return report
-Trainer.step = killed
-luthier.train(sys.argv[1], resume=bool(sys.argv[3:]))
-"""
 
 
 def killed_at(folder: Path, config: Config, step: int, *resume: str) -> None:

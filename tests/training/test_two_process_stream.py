@@ -15,21 +15,8 @@ import luthier
 from luthier.config.dump import dump_config
 from luthier.config.tree import Config
 from luthier.runs.metrics import read_metrics
+from resuming import KILLED
 from tiny_runs import tiny_config, write_chats
-
-RANK = """
-import os, signal, sys
-import luthier
-from luthier.training.loop import Trainer
-step = Trainer.step
-def killed(self, batches):
-    report = step(self, batches)
-    if report.step == int(sys.argv[2]):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return report
-Trainer.step = killed
-luthier.train(sys.argv[1], resume=bool(sys.argv[3:]))
-"""
 
 
 def on_two_ranks(config: Config, stop_after: int, *resume: str) -> list[int]:
@@ -43,7 +30,7 @@ def on_two_ranks(config: Config, stop_after: int, *resume: str) -> list[int]:
     for rank in "01":
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
         environment = {**os.environ, **place, "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, "-c", RANK, str(file), str(stop_after), *resume]
+        command = [sys.executable, "-c", KILLED, str(file), str(stop_after), *resume]
         processes.append(subprocess.Popen(command, env=environment))
     return [process.wait(240) for process in processes]
 
