@@ -145,7 +145,7 @@ def test_another_optimizer_s_learning_rate_is_not_taken_over(tmp_path):
     adamw = imported(tmp_path, small("axolotl", optimizer="paged_adamw_8bit")).values["optim"]
     other = imported(tmp_path, small("axolotl", optimizer="lomo"))
     lion = imported(tmp_path, small("axolotl", optimizer="lion_pytorch")).values["optim"]
-    assert adamw == {"name": "adamw", "lr": 1e-4} and lion == {"name": "lion", "lr": 1e-4}
+    assert adamw == {"name": "adamw_8bit", "lr": 1e-4} and lion == {"name": "lion", "lr": 1e-4}
     assert other.values["optim"] == {"name": "adamw"} and kinds(other, "learning_rate") == {Kind.NONE}
 
 
@@ -163,16 +163,20 @@ def test_precision(tmp_path, flag, dtype):
         ("llamafactory", {"finetuning_type": "oft"}, "finetuning_type: tunes by rotations"),
         ("llamafactory", {"use_asft_loss": True}, "use_asft_loss: changes the loss"),
         ("llamafactory", {"do_train": False, "export_dir": "out"}, "export_dir: an export"),
-        ("llamafactory", {"stage": "rm"}, "stage: trains a reward model"),
+        ("llamafactory", {"stage": "ppo"}, "stage: learns by reinforcement"),
+        (
+            "llamafactory",
+            {"adapter_name_or_path": "a", "create_new_adapter": True},
+            "adapter_name_or_path: is merged before",
+        ),
         ("axolotl", {"processor_type": "AutoProcessor"}, "processor_type: trains on images"),
         ("axolotl", {"base_model": "owner/model-AWQ"}, "quantised as AWQ"),
-        ("axolotl", {"lora_model_dir": "adapter"}, "lora_model_dir: goes on from an adapter"),
         ("axolotl", {"qat": {"weight_dtype": "int4"}}, "qat: trains with quantisation in the loop"),
         ("axolotl", {"plugins": ["axolotl.integrations.kd.KDPlugin"]}, "plugins: .*teacher"),
         (
             "torchtune",
             {"kd_ratio": 0.5, "teacher_model": {"_component_": "x"}},
-            "teacher_model, kd_ratio|kd_ratio, ",
+            "teacher_checkpointer: has no checkpoint_dir",
         ),
         ("torchtune", {"quantizer": {"_component_": "x"}}, "quantizer: trains with quantisation"),
     ],

@@ -3,7 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+from luthier.config.lora_section import known_inits
 from luthier.migrate.draft import Draft
+from luthier.migrate.findings import Kind
 from luthier.migrate.readers import Misread, is_off, names, number, real, switch, whole
 
 _ALL = ("all", "all-linear", "all_linear")
@@ -56,6 +58,44 @@ def put_adapter(draft: Draft, keys: Adapter) -> None:
         draft.map(keys.saved, "lora.modules_to_save", saved)
     elif keys.saved in draft.given:
         draft.needless(keys.saved, "is empty")
+
+
+def put_start(draft: Draft, key: str, folder: str, keys: Adapter) -> None:
+    """Goes on with an adapter: its own rank, modules and scale hold."""
+    own = [name for name in vars(keys).values() if isinstance(name, str) and name != keys.plus]
+    for name in own:
+        if name in draft.given:
+            draft.needless(name, "is that of the adapter that is gone on with")
+    draft.map(key, "lora.start", folder)
+    if not is_off(draft.given.get(keys.plus)):
+        draft.map(keys.plus, "lora.plus_ratio", draft.get(keys.plus, real))
+
+
+def put_init(draft: Draft, key: str) -> None:
+    """Sets `lora.init` from PEFT's `init_lora_weights`."""
+    if key not in draft.given:
+        return
+    value = draft.given[key]
+    name = str(value).lower()
+    ours = "pissa_fast" if name.startswith("pissa_niter_") else name
+    if value is True or name == "true":
+        draft.needless(key, "is the usual start (B = 0), here too")
+    elif ours in known_inits():
+        draft.map(key, "lora.init", ours)
+    else:
+        draft.none(key, f"{value} is no way to start that is there; adapters start as usual (B = 0)")
+
+
+def put_layers(draft: Draft, key: str) -> None:
+    """Sets `lora.layers` from PEFT's `layers_to_transform`, a number or several."""
+    if key not in draft.given:
+        return
+    value = draft.given[key]
+    found = value if isinstance(value, list) else [value]
+    if found and all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in found):
+        draft.map(key, "lora.layers", found)
+    else:
+        draft.find(key, Kind.UNKNOWN, f"is {value}, but it must be numbers of layers; it is left out")
 
 
 def put_targets(draft: Draft, key: str, target: Any) -> None:

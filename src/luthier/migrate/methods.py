@@ -27,7 +27,11 @@ _SAYS = {
 }
 TOP = 20
 """Tokens that the gate of EAFT looks at."""
-_FORMS = {"ipo": ("dpo", {"loss_type": "ipo"}), "hinge": ("dpo", {"loss_type": "hinge"})}
+_FORMS = {
+    "ipo": ("dpo", {"loss_type": "ipo"}),
+    "hinge": ("dpo", {"loss_type": "hinge"}),
+    "rm": ("reward", {}),
+}
 """Methods that are another one with an option."""
 
 _COMPARING = ("dpo", "kto", "bco", "dpo_ranking")

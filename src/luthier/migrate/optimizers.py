@@ -10,6 +10,7 @@ from luthier.migrate.findings import Kind
 _ADAMW = re.compile(
     r"(adamw(_hf|_torch|_torch_fused|_torch_xla|_torch_npu_fused|_apex_fused|_anyprecision)?|adam)"
 )
+_EIGHT = re.compile(r"(paged_|ao_)?adamw?_?(bnb_|torch_|ao_|optimi_)?_?(8|4)bit|adamw8bit|pagedadamw8bit")
 _LOW_MEMORY = re.compile(
     r"(paged_)?adamw?_?(bnb_|torch_|ao_|optimi_)?(_?8bit|_?4bit|_?fp8|_?32bit)?|adamw8bit|pagedadamw(8bit|32bit)?"
     r"|optimi_adamw|flash_adamw"
@@ -21,6 +22,15 @@ _SAME = {
     "lion_pytorch": "lion",
     "lion_32bit": "lion",
     "paged_lion_32bit": "lion",
+    "lion_8bit": "lion",
+    "paged_lion_8bit": "lion",
+    "schedule_free_adamw": "schedule_free",
+    "ademamix_8bit": "ademamix",
+    "paged_ademamix_8bit": "ademamix",
+    "paged_ademamix_32bit": "ademamix",
+    "galore_adamw_8bit": "galore",
+    "galore_adamw_layerwise": "galore",
+    "apollo_adamw_layerwise": "apollo",
 }
 """Ours by the names that others give them."""
 
@@ -85,18 +95,20 @@ def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | No
 
     The learning rate of another kind of optimizer is left out, because it means nothing to AdamW.
     """
-    plain = name.lower().rpartition(".")[2]
-    plain = _SAME.get(plain, plain)
+    asked = name.lower().rpartition(".")[2]
+    plain = _SAME.get(asked, asked)
     known = known_plugins()["optim"]
     if plain in known and plain != "adamw":
-        draft.map(key, "optim.name", plain)
+        draft.map(key, "optim.name", plain, _difference(asked, plain))
     elif _ADAMW.fullmatch(plain):
         draft.put("optim.name", "adamw")
         if key in draft.given:
             draft.find(key, Kind.MAPPED, "", "optim.name")
+    elif _EIGHT.fullmatch(plain):
+        note = "states stay where the weights are" if "paged" in plain else ""
+        draft.map(key, "optim.name", "adamw_4bit" if "4bit" in plain else "adamw_8bit", note)
     elif _LOW_MEMORY.fullmatch(plain):
-        thrifty = "adamw_4bit" if "4bit" in plain else "adamw_8bit"
-        note = f"{name}: states are kept whole, in float32 (8 bytes for each trained weight; less with {thrifty})"
+        note = f"{name}: states are kept whole, in float32 (8 bytes for each trained weight; less with adamw_8bit)"
         draft.map(key, "optim.name", "adamw", note)
     else:
         ours = ", ".join(sorted(known))
@@ -113,3 +125,12 @@ def put_optimizer(draft: Draft, key: str, name: str, lr_key: str, lr: float | No
         draft.map(lr_key, "optim.lr", float(lr))
     elif lr is not None:
         draft.put("optim.lr", float(lr), f"the default of {draft.tool}")
+
+
+def _difference(asked: str, ours: str) -> str:
+    """What is otherwise than the other tool's optimizer."""
+    if "8bit" in asked and "8bit" not in ours:
+        return f"{asked}: states are kept in float32"
+    if "layerwise" in asked:
+        return f"{asked}: weights are updated together, after the backward pass"
+    return ""

@@ -46,7 +46,13 @@ def put_schedule(draft: Draft, key: str | None, name: str, warmup: Warmup, *, de
     the tool as a share of all steps, where the source sets none.
     """
     name = name.lower().rpartition(".")[2]
-    if name in _SAME:
+    if draft.values.get("optim", {}).get("name") == "schedule_free":
+        draft.put("schedule.name", "constant", "schedule_free stands in for a learning rate that falls")
+        if key:
+            draft.none(
+                key, f"{name} becomes constant: schedule_free stands in for a learning rate that falls"
+            )
+    elif name in _SAME:
         ours = _SAME[name]
         note = "" if key else f"the default of {draft.tool}"
         if key:

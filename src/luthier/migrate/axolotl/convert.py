@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from luthier.migrate.adapters import Adapter, put_adapter
+from luthier.migrate.adapters import Adapter, put_adapter, put_init, put_layers, put_start
 from luthier.migrate.axolotl import keys_data, keys_model, keys_train
 from luthier.migrate.axolotl.data import put_data
 from luthier.migrate.batches import Factor, put_tokens_per_step
@@ -11,6 +11,7 @@ from luthier.migrate.findings import Kind
 from luthier.migrate.methods import put_gate, put_method, put_options, put_reference
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
+from luthier.migrate.quantised import found_in, put_quant
 from luthier.migrate.readers import (
     Misread,
     is_off,
@@ -51,7 +52,7 @@ _PLUGINS = {
     "spectrum": "layers are not chosen by their signal",
     "grokfast": "gradients are not filtered",
     "densemixer": "experts are computed as the model computes them",
-    "nvfp4": "base weights are not quantised",
+    "nvfp4": "NVFP4 is not there",
 }
 _BLOCKING = {
     "diffusion": "trains a text diffusion model",
@@ -137,7 +138,10 @@ def _put_method(draft: Draft) -> None:
     for key in ("model_type", "type_of_model"):
         kind = draft.get(key, text)
         if kind and any(word in kind for word in ("SequenceClassification", "TokenClassification")):
-            draft.block(key, f"{kind} gives scores, not text")
+            if draft.values["method"]["name"] in ("reward", "prm"):
+                draft.needless(key, "the head follows from the method")
+            else:
+                draft.block(key, f"{kind} gives scores, not text")
         elif kind and "ImageTextToText" in kind:
             draft.block(key, "trains on images; Luthier trains on text only")
         elif kind:
@@ -163,16 +167,28 @@ def _put_weights(draft: Draft) -> None:
     kind = draft.get("adapter", text, "")
     used = [value for key, value in vars(_ADAPTER).items() if isinstance(value, str)]
     if is_off(kind):
-        for key in [*used, "lora_target_linear", "lora_target_parameters", "adapter"]:
+        others = ["lora_target_linear", "lora_target_parameters", "lora_model_dir", *_PEFT, "adapter"]
+        for key in [*used, *others]:
             if key in draft.given:
                 draft.needless(key, "has no effect without an adapter" if key != "adapter" else "is off")
+        _put_quant(draft, kind)
         return
     if kind not in ("lora", "qlora"):
         draft.block("adapter", f"{kind} is not there; Luthier tunes all weights, or LoRA adapters")
         return
-    note = "" if kind == "lora" else "LoRA on whole base weights (2 bytes each): 4-bit ones are not there yet"
-    draft.find("adapter", Kind.NOTED if note else Kind.MAPPED, note, "lora")
+    draft.find("adapter", Kind.MAPPED, "", "lora")
+    start = draft.get("lora_model_dir", text)
+    if start is not None:
+        put_start(draft, "lora_model_dir", start, _ADAPTER)
+        for key in ["lora_target_linear", "lora_target_parameters", *_PEFT]:
+            if key in draft.given:
+                draft.needless(key, "is that of the adapter that is gone on with")
+        _put_quant(draft, kind)
+        return
     put_adapter(draft, _ADAPTER)
+    put_init(draft, "peft_init_lora_weights")
+    put_layers(draft, "peft_layers_to_transform")
+    _put_quant(draft, kind)
     if draft.get("lora_target_linear", switch, False):
         if _ADAPTER.target in draft.given:
             draft.needless(_ADAPTER.target, "lora_target_linear already means all linear layers")
@@ -182,6 +198,32 @@ def _put_weights(draft: Draft) -> None:
     if "lora_target_parameters" in draft.given:
         named = ", ".join(draft.get("lora_target_parameters", names, []))
         draft.none("lora_target_parameters", f"experts kept as one parameter get no adapters: {named}")
+
+
+_PEFT = ("peft_init_lora_weights", "peft_layers_to_transform")
+
+
+def _put_quant(draft: Draft, adapter: str) -> None:
+    """Base weights in 4 or 8 bits. QLoRA means 4, unless the file says otherwise."""
+    options = draft.get("bnb_config_kwargs", section, {})
+    four, eight = (draft.get(f"load_in_{bits}bit", switch) for bits in (4, 8))
+    key = "load_in_4bit" if four or not eight else "load_in_8bit"
+    for other, on in (("load_in_4bit", four), ("load_in_8bit", eight)):
+        if other in draft.given and not on:
+            draft.needless(other, "is switched off")
+        elif other in draft.given and other != key:
+            draft.needless(other, f"has no effect beside {key}")
+    if four or eight or (adapter == "qlora" and four is None):
+        kind = str(options.get("bnb_4bit_quant_type", "nf4"))
+        double = switch(options.get("bnb_4bit_use_double_quant", True))
+        put_quant(
+            draft,
+            key if key in draft.given else "adapter",
+            8 if eight and not four else 4,
+            kind=kind,
+            double=double,
+        )
+    found_in(draft, "bnb_config_kwargs")
 
 
 def _put_optimizer(draft: Draft) -> None:

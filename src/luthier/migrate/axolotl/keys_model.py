@@ -12,7 +12,6 @@ _CLASS = "the class follows from the model's config.json"
 _TOKENIZER = "the model's own tokenizer is used, a fast one"
 _EXPERTS = "experts are computed as the model computes them"
 _GUESS = "the model's family is read from its config.json"
-_WHOLE = "base weights are not quantised: they take 2 bytes each instead"
 
 KEYS: dict[str, Rule] = {
     "base_model": grouped(),
@@ -65,17 +64,15 @@ KEYS: dict[str, Rule] = {
         "lora_r lora_alpha lora_dropout lora_target_modules lora_target_linear lora_modules_to_save "
         "peft_use_rslora peft_use_dora loraplus_lr_ratio lora_target_parameters",
     ),
-    "lora_model_dir": blocks(
-        "goes on from an adapter; merge it first (luthier export RUN --to merged) and name the merged model"
-    ),
+    **each(grouped(), "lora_model_dir peft_layers_to_transform peft_init_lora_weights"),
     "lora_fan_in_fan_out": needless("seen from the layers themselves"),
     "lora_on_cpu": needless("an adapter is small"),
     "merge_lora": needless("merging is a command of its own (luthier export RUN --to merged)"),
-    "peft_layers_to_transform": absent("all layers get adapters; lora.target may be a pattern for some"),
-    "peft_layers_pattern": absent("all layers get adapters; lora.target may be a pattern for some"),
+    "peft_layers_pattern": option_of(
+        "peft_layers_to_transform", "layers are found by themselves (lora.layers)"
+    ),
     "peft": absent("adapters start as usual (B = 0)"),
     "peft_layer_replication": blocks("trains on a deeper copy of the model, which Luthier does not make"),
-    "peft_init_lora_weights": absent("adapters start as usual (B = 0)", True),
     "peft_trainable_token_indices": absent("no rows of embeddings are trained on their own"),
     "peft_autocast_adapter_dtype": needless("the precision of adapters is the optimizer's matter"),
     "qlora_sharded_model_loading": needless("the whole model is on each device"),
@@ -90,9 +87,7 @@ KEYS: dict[str, Rule] = {
     "lisa_step_interval": option_of("lisa_n_layers", "LISA is not there"),
     "lisa_layers_attribute": option_of("lisa_n_layers", "LISA is not there"),
     # quantised weights
-    "load_in_4bit": absent(_WHOLE),
-    "load_in_8bit": absent("base weights are not quantised: they take 2 bytes each instead"),
-    "bnb_config_kwargs": option_of("load_in_4bit", _WHOLE),
+    **each(grouped(), "load_in_4bit load_in_8bit bnb_config_kwargs"),
     "gptq": blocks("holds weights quantised by GPTQ; name the model that it was made from"),
     **each(
         needless("Axolotl itself ignores it"),
@@ -107,7 +102,7 @@ KEYS: dict[str, Rule] = {
     "quantization": absent("quantising is a step of its own, after training"),
     "llmcompressor": blocks("keeps pruned weights at zero (LLM Compressor), which Luthier does not have"),
     "use_onebitllms": blocks("trains one-bit weights, which Luthier does not have"),
-    "nvfp4_merge_aware": absent("base weights are not quantised, so nothing is lost in merging"),
+    "nvfp4_merge_aware": absent("NVFP4 is not there"),
     "nvfp4_training": absent("products are computed in model.dtype"),
     **each(
         absent("products are computed in model.dtype, not in FP8"),

@@ -2,8 +2,7 @@
 
 import re
 
-from luthier.config.plugins import known_plugins
-from luthier.migrate.adapters import Adapter, put_adapter
+from luthier.migrate.adapters import Adapter, put_adapter, put_start
 from luthier.migrate.batches import Factor, put_tokens_per_step
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
@@ -12,7 +11,8 @@ from luthier.migrate.llamafactory.data import put_data
 from luthier.migrate.methods import put_gate, put_method, put_options, put_reference, put_smoothing
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
-from luthier.migrate.readers import is_off, number, real, section, switch, text, whole
+from luthier.migrate.quantised import found_in, put_quant
+from luthier.migrate.readers import is_off, names, number, real, section, switch, text, whole
 from luthier.migrate.schedules import Warmup, put_decay, put_schedule
 from luthier.migrate.trainer import (
     Length,
@@ -125,9 +125,8 @@ def _put_model(draft: Draft) -> None:
         draft.block("model_name_or_path", "is absent, so there is no model to train")
         return
     put_model(draft, "model_name_or_path", name)
-    for key in ("adapter_name_or_path", "adapter_folder"):
-        if key in draft.given:
-            draft.block(key, "goes on from an adapter; merge it first and name the merged model")
+    if "adapter_folder" in draft.given:
+        draft.needless("adapter_folder", "adapter_name_or_path says where the adapter is")
     for key in ("freeze_vision_tower", "freeze_multi_modal_projector"):
         if key not in draft.given:
             continue
@@ -157,9 +156,38 @@ def _put_weights(draft: Draft) -> None:
         return
     if "finetuning_type" in draft.given:
         draft.find("finetuning_type", Kind.MAPPED, "", "lora" if kind == "lora" else None)
-    if kind == "lora":
+    start = draft.get("adapter_name_or_path", names, [])
+    fresh = draft.get("create_new_adapter", switch, False)
+    if start and (kind != "lora" or fresh or len(start) > 1):
+        draft.block(
+            "adapter_name_or_path", "is merged before training there; merge it and name the merged model"
+        )
+    elif start:
+        put_start(draft, "adapter_name_or_path", start[0], _ADAPTER)
+    if "create_new_adapter" in draft.given:
+        draft.needless(
+            "create_new_adapter", "is off" if not fresh else "a run starts a new adapter by itself"
+        )
+    if kind == "lora" and not start:
         put_adapter(draft, _ADAPTER)
         _put_pissa(draft)
+    _put_quant(draft)
+
+
+def _put_quant(draft: Draft) -> None:
+    """Base weights in few bits."""
+    bits = draft.get("quantization_bit", whole)
+    others = ("quantization_method", "quantization_type", "double_quantization")
+    if bits is not None:
+        put_quant(
+            draft,
+            "quantization_bit",
+            bits,
+            kind=draft.get("quantization_type", text, "nf4"),
+            double=draft.get("double_quantization", switch, True),
+            method=draft.get("quantization_method", text, "bnb").lower(),
+        )
+    found_in(draft, *others)
 
 
 def _put_pissa(draft: Draft) -> None:
@@ -190,26 +218,49 @@ _ADAPTER = Adapter(
 )
 
 
+_SPECIAL = {"use_adam_mini": "adam_mini", "use_muon": "muon", "use_galore": "galore", "use_apollo": "apollo"}
+_PROJECTED = ("rank", "update_interval", "scale", "scale_type")
+_SCALES = {"galore": 2.0, "apollo": 32.0}
+"""What LLaMA-Factory multiplies updates by, if the file does not say."""
+
+
 def _put_optimizer(draft: Draft) -> None:
     lr = draft.get("learning_rate", number, 5e-5)
-    special = {"use_adam_mini": "adam_mini", "use_muon": "muon"}
-    chosen = [key for key in special if draft.get(key, switch, False)]
-    for key in special:
+    chosen = [key for key in _SPECIAL if draft.get(key, switch, False)]
+    for key in _SPECIAL:
         if key in draft.given and key not in chosen:
             draft.needless(key, "is switched off")
-    if chosen:
-        if "optim" in draft.given:
-            draft.needless("optim", f"has no effect beside {chosen[0]}")
-        name = special[chosen[0]]
-        if name == "adam_mini" and name not in known_plugins()["optim"]:
-            draft.none(
-                chosen[0], "Adam-mini is not there; adamw keeps whole states, at the same learning rate"
-            )
-            put_optimizer(draft, "optim", "adamw", "learning_rate", lr)
-            return
-        put_optimizer(draft, chosen[0], name, "learning_rate", lr)
+    for name in ("galore", "apollo"):
+        if f"use_{name}" not in chosen:
+            for option in _PROJECTED:
+                if f"{name}_{option}" in draft.given:
+                    draft.needless(f"{name}_{option}", f"has no effect without use_{name}")
+    if not chosen:
+        put_optimizer(draft, "optim", draft.get("optim", text, "adamw_torch"), "learning_rate", lr)
         return
-    put_optimizer(draft, "optim", draft.get("optim", text, "adamw_torch"), "learning_rate", lr)
+    if "optim" in draft.given:
+        draft.needless("optim", f"has no effect beside {chosen[0]}")
+    name = _SPECIAL[chosen[0]]
+    put_optimizer(draft, chosen[0], name, "learning_rate", lr)
+    if name in _SCALES:
+        _put_projection(draft, name)
+
+
+def _put_projection(draft: Draft, name: str) -> None:
+    """Sets the options of GaLore and APOLLO; the defaults are those of LLaMA-Factory."""
+    for option, ours, default in (("rank", "rank", 16), ("update_interval", "update_every", 200)):
+        key = f"{name}_{option}"
+        if key in draft.given:
+            draft.map(key, f"optim.{ours}", draft.get(key, whole, default))
+        else:
+            draft.put(f"optim.{ours}", default, f"the default of {draft.tool}")
+    scale = draft.get(f"{name}_scale", real, _SCALES[name])
+    if f"{name}_scale" in draft.given:
+        draft.map(f"{name}_scale", "optim.scale", scale)
+    else:
+        draft.put("optim.scale", scale, f"the default of {draft.tool}")
+    if f"{name}_scale_type" in draft.given:
+        draft.map(f"{name}_scale_type", "optim.per", draft.get(f"{name}_scale_type", text, "channel"))
 
 
 def _put_schedule(draft: Draft) -> None:

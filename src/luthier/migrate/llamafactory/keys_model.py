@@ -1,7 +1,7 @@
 """Arguments about the model: loading, tokens, attention, quantisation, images, export, engines."""
 
 from luthier.migrate.draft import Rule
-from luthier.migrate.readers import text
+from luthier.migrate.readers import real, text
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
 from luthier.migrate.tokens import adds_described_tokens, adds_tokens
 
@@ -33,7 +33,7 @@ KEYS: dict[str, Rule] = {
     "use_unsloth": needless("Luthier has its own fused layers (model.fused)"),
     "use_unsloth_gc": needless("memory.activations decides what is recomputed or moved to RAM"),
     "enable_liger_kernel": needless("Luthier has its own fused layers and loss (model.fused)"),
-    "moe_aux_loss_coef": absent("the router's loss is not added"),
+    "moe_aux_loss_coef": to("model.router_aux_weight", real),
     "disable_gradient_checkpointing": grouped(),
     "use_reentrant_gc": needless("recomputing is planned layer by layer (memory.activations)"),
     "upcast_layernorm": needless("norms are always computed in float32"),
@@ -54,11 +54,8 @@ KEYS: dict[str, Rule] = {
     ),
     "device_map": needless("model.device: auto takes a GPU when there is one"),
     # quantised base weights
-    "quantization_method": option_of("quantization_bit", "base weights stay whole"),
-    "quantization_bit": absent("base weights are not quantised: they take 2 bytes each instead"),
-    "quantization_type": option_of("quantization_bit", "base weights stay whole"),
-    "double_quantization": option_of("quantization_bit", "base weights stay whole"),
-    "quantization_device_map": option_of("quantization_bit", "base weights stay whole"),
+    **each(grouped(), "quantization_method quantization_bit quantization_type double_quantization"),
+    "quantization_device_map": needless("model.device: auto takes a GPU when there is one"),
     "fp8": absent("products are computed in model.dtype, not in FP8"),
     "fp8_backend": option_of("fp8", "products are computed in model.dtype"),
     "fp8_enable_fsdp_float8_all_gather": option_of("fp8", "products are computed in model.dtype"),

@@ -5,8 +5,9 @@ from luthier.migrate.rules import absent, blocks, each, grouped, needless, optio
 
 _REINFORCED = "belongs to PPO"
 _IMAGES = "trains parts of an image or sound model; Luthier trains on text only"
-_GALORE = "GaLore is not there; adamw keeps whole states (8 bytes for each trained weight)"
-_APOLLO = "APOLLO is not there; adamw keeps whole states (8 bytes for each trained weight)"
+_LAYERWISE = "weights are updated together, after the backward pass"
+_TARGETS = "holds for all hidden matrices"
+_SIDES = "the shorter side of a matrix is projected"
 _BADAM = "BAdam is not there: all chosen weights are tuned in every step"
 _LOSS = "is no option of the method here"
 _SWANLAB = "nothing is sent to SwanLab; the run's folder has its metrics and report"
@@ -27,7 +28,7 @@ KEYS: dict[str, Rule] = {
     "pissa_init": grouped(),
     "pissa_iter": grouped(),
     "pissa_convert": needless("an adapter always is one of the original model"),
-    "create_new_adapter": needless("a run always starts a new adapter"),
+    "create_new_adapter": grouped(),
     # other ways to choose weights
     "freeze_trainable_layers": grouped(),
     "freeze_trainable_modules": grouped(),
@@ -68,17 +69,16 @@ KEYS: dict[str, Rule] = {
         "reward_model_adapters reward_model_quantization_bit reward_model_type",
     ),
     # optimizers
-    "use_galore": absent(_GALORE),
-    **each(
-        option_of("use_galore", _GALORE),
-        "galore_target galore_rank galore_update_interval galore_scale galore_proj_type galore_layerwise",
-    ),
-    "use_apollo": absent(_APOLLO),
-    **each(
-        option_of("use_apollo", _APOLLO),
-        "apollo_target apollo_rank apollo_update_interval apollo_scale apollo_proj apollo_proj_type "
-        "apollo_scale_type apollo_layerwise apollo_scale_front",
-    ),
+    **each(grouped(), "use_galore galore_rank galore_update_interval galore_scale"),
+    "galore_target": option_of("use_galore", _TARGETS, "all", ["all"]),
+    "galore_proj_type": option_of("use_galore", _SIDES, "std"),
+    "galore_layerwise": option_of("use_galore", _LAYERWISE),
+    **each(grouped(), "use_apollo apollo_rank apollo_update_interval apollo_scale apollo_scale_type"),
+    "apollo_target": option_of("use_apollo", _TARGETS, "all", ["all"]),
+    "apollo_proj": option_of("use_apollo", "the projection is drawn at random", "random"),
+    "apollo_proj_type": option_of("use_apollo", _SIDES, "std"),
+    "apollo_layerwise": option_of("use_apollo", _LAYERWISE),
+    "apollo_scale_front": option_of("use_apollo", "updates are scaled once, behind"),
     "use_badam": absent(_BADAM),
     **each(
         option_of("use_badam", _BADAM),

@@ -13,6 +13,7 @@ from luthier.migrate.findings import Kind
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.places import data_path
+from luthier.migrate.quantised import put_quant
 from luthier.migrate.readers import Misread, is_off, number, section, switch, text, whole
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
 from luthier.migrate.schedules import Warmup, put_schedule
@@ -33,7 +34,7 @@ KEYS: dict[str, Rule] = {
     "init_config": needless("weights are read straight to the device"),
     "peft_config": grouped(),
     "kernel_config": needless("Luthier has its own kernels (model.fused)"),
-    "quant_config": absent("base weights are not quantised: they take 2 bytes each instead"),
+    "quant_config": grouped(),
     "train_dataset": grouped(),
     "dataset": grouped(),
     "eval_dataset": grouped(),
@@ -96,6 +97,7 @@ def convert(draft: Draft) -> None:
         put_model(draft, "model", name)
     draft.put("method.name", "sft", "the command (sft, dpo, rm) is not in the file")
     _put_adapter(draft)
+    _put_quant(draft)
     _put_data(draft)
     _put_optimizer(draft)
     put_length(draft, Length("num_train_epochs", default_epochs=3.0))
@@ -138,6 +140,18 @@ def _put_adapter(draft: Draft) -> None:
         except Misread as error:
             draft.find(place, Kind.UNKNOWN, f"{error}; it is left out")
     draft.notes.pop("lora.rank", None) if "r" in options else None
+
+
+def _put_quant(draft: Draft) -> None:
+    options = draft.get("quant_config", section, {})
+    if "quant_config" not in draft.given:
+        return
+    bits = options.get("quantization_bit")
+    if options.get("name") not in ("bnb", "auto", None) or not isinstance(bits, int):
+        draft.none("quant_config", f"{options.get('name')} is not taken over; base weights stay whole")
+        return
+    kind, double = str(options.get("quantization_type", "nf4")), options.get("double_quantization", True)
+    put_quant(draft, "quant_config", bits, kind=kind, double=switch(double))
 
 
 def _put_data(draft: Draft) -> None:

@@ -13,11 +13,12 @@ from luthier.migrate.rules import absent, blocks, each, grouped, needless, optio
 from luthier.migrate.schedules import Warmup, put_schedule
 from luthier.migrate.torchtune.data import put_data, put_evaluation
 from luthier.migrate.torchtune.models import put_tokenizer, put_weights
+from luthier.migrate.torchtune.teacher import KEYS as TEACHER
+from luthier.migrate.torchtune.teacher import has_teacher, put_teacher
 from luthier.migrate.trainer import put_compile
 from luthier.migrate.trainer_keys import SHARDS
 
 _REWARDS = "learns by reinforcement, which Luthier does not do yet"
-_TEACHER = "learns from a teacher, which is not converted; write it with method: distill and teacher: NAME"
 _OTHER = "belongs to evaluation or generation, no training run; see luthier evaluate and luthier chat"
 _LOSSES = {"LinearCrossEntropyLoss", "CEWithChunkedOutputLoss", "CrossEntropyLoss"}
 _PREFERENCES = {"DPOLoss": "dpo", "RSOLoss": "dpo", "SimPOLoss": "simpo", "IPOLoss": "ipo", "PPOLoss": "ppo"}
@@ -73,7 +74,7 @@ KEYS: dict[str, Rule] = {
     "base_model_path": needless("only other keys refer to it"),
     "model_path": needless("only other keys refer to it"),
     "checkpoint_dir": needless("only other keys refer to it"),
-    **each(blocks(_TEACHER), "teacher_model teacher_checkpointer kd_loss kd_ratio"),
+    **each(grouped(), " ".join(TEACHER)),
     "ref_checkpointer": grouped(),
     **each(
         blocks(_REWARDS),
@@ -107,6 +108,8 @@ def convert(draft: Draft, source: str) -> None:
             draft.block("dataset", "is absent, and so is an optimizer: this is no training run")
         return
     _put_loss(draft)
+    if has_teacher(draft):
+        put_teacher(draft, source)
     if not is_off(draft.given.get("quantizer")):
         draft.block("quantizer", "trains with quantisation in the loop (QAT), which Luthier does not have")
     if "optimizer" not in draft.given and not draft.reasons:

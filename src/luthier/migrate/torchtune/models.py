@@ -7,6 +7,7 @@ from typing import Any
 from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 from luthier.migrate.names import put_model
+from luthier.migrate.quantised import put_quant
 from luthier.migrate.readers import is_off, names, number, switch, text, whole
 
 _DOWNLOAD = re.compile(r"tune download\s+(?P<name>[\w.-]+/[\w.-]+)(?:.*?--output-dir[ =](?P<folder>\S+))?")
@@ -79,7 +80,7 @@ def _put_name(draft: Draft, builder: str, source: str) -> None:
     if (Path(folder) / "config.json").is_file():
         put_model(draft, key, folder)
         return
-    hub = _hub_name(folder, source)
+    hub = hub_name(folder, source)
     if hub is None:
         note = f"{folder} is not here; name a folder in the hub's layout, or a hub id"
         draft.map(key, "model.name", folder, note)
@@ -88,7 +89,7 @@ def _put_name(draft: Draft, builder: str, source: str) -> None:
     draft.note("model.name", f"the hub's model, because {folder} is not here")
 
 
-def _hub_name(folder: str, source: str) -> str | None:
+def hub_name(folder: str, source: str) -> str | None:
     """The hub's name of a model that lies in a folder, from the file's own comment or from the folder's name."""
     folder = folder.rstrip("/").removesuffix("/original")
     last = folder.rpartition("/")[2]
@@ -113,8 +114,7 @@ def _put_adapter(draft: Draft, model: dict[str, Any], builder: str) -> None:
             draft.find(f"model.{key}", Kind.MAPPED, "", f"lora.{key.removeprefix('lora_')}")
     _put_targets(draft, model, builder)
     if builder.startswith("q") or not is_off(model.get("quantize_base")):
-        key = "model.quantize_base" if "quantize_base" in model else "model"
-        draft.none(key, "base weights are not quantised: they take 2 bytes each instead")
+        put_quant(draft, "model.quantize_base" if "quantize_base" in model else "model", 4)
     elif "quantize_base" in model:
         draft.needless("model.quantize_base", "is switched off")
     if "dora" in builder or not is_off(model.get("use_dora")):
