@@ -1,4 +1,4 @@
-"""`luthier export RUN --to merged`: a run's folder in, a model folder out, or one message."""
+"""`luthier export RUN --to FORM`: a run's folder in, a model folder or a file out, or one message."""
 
 from pathlib import Path
 
@@ -48,7 +48,12 @@ def test_merges_into_the_runs_folder_or_where_it_is_told(
         (
             "adapter",
             ["--to", "gguf"],
-            "--to is 'gguf', which is not a form that can be written. Known: merged.",
+            "--to is 'gguf', which is not a form that can be written. Known: merged, gguf:TYPE.",
+        ),
+        (
+            "adapter",
+            ["--to", "gguf:q3"],
+            "and 'q3' is no type that can be written. Known: f32, f16, bf16, q8_0, ",
         ),
         ("model", [], "tuned all weights, so there is no adapter to merge: its model is"),
         ("nothing", [], "has no adapter/ yet: it has not finished. Continue it with --resume."),
@@ -67,3 +72,30 @@ def test_an_existing_folder_is_not_overwritten(tmp_path: Path, capsys: pytest.Ca
     (folder.path / "merged").mkdir()
     assert main(["export", str(folder.path)]) == 2
     assert "merged exists already" in capsys.readouterr().err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("trained", ["adapter", "model"])
+def test_a_gguf_holds_what_was_trained(
+    trained: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("gguf")
+    from gguf_models import saved
+
+    model = saved("qwen3", tmp_path / "base")
+    config_of = model.config  # transformers' reader misses the size of heads
+    config = f"model: {tmp_path / 'base'}\ndata: rows.jsonl\nlora: {{rank: 2}}\n"
+    folder = RunFolder.create(tmp_path / "runs", "tiny", config_yaml=config)
+    if trained == "adapter":
+        apply_lora(model, rank=2)
+        teach(model)
+        save_adapter(model, folder.adapter, base_name=str(tmp_path / "base"))
+    else:
+        saved("qwen3", folder.model, seed=5)
+        model = AutoModelForCausalLM.from_pretrained(folder.model)
+    assert main(["export", str(folder.path), "--to", "gguf:F32"]) == 0
+    file = folder.path / "gguf" / "tiny-f32.gguf"
+    assert capsys.readouterr().out == f"GGUF: {file}\n" and [*file.parent.iterdir()] == [file]
+    again = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config_of)
+    assert difference(logits(again), logits(model)) < 1e-5
+    assert main(["export", str(folder.path), "--to", "gguf:f32"]) == 2
+    assert "tiny-f32.gguf exists already" in capsys.readouterr().err.replace("\n", " ")

@@ -125,6 +125,10 @@ def test_only_the_targets_change_and_they_are_rounded_once(family: str, tmp_path
     peers = in_peft(plain(base, torch.bfloat16), adapter).merge_and_unload().float()
     ours, theirs = difference(logits(plain(out)), logits(exact)), difference(logits(peers), logits(exact))
     assert 0 < ours <= 2 * theirs
+    merge_to_folder(base, adapter, tmp_path / "wide", wide=True)
+    for key, weight in tensors(tmp_path / "wide").items():
+        exactly = before[key].float() + updates[key] if key in updates else before[key]
+        assert weight.dtype == exactly.dtype and torch.equal(weight, exactly)
 
 
 @pytest.mark.parametrize("family", TIED)

@@ -1,22 +1,35 @@
 """Write what a run trained in the form that it is used in: merged into its base model."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.config.tree import Config
 from luthier.errors import ConfigError
 
-FORMS = ("merged",)
+if TYPE_CHECKING:
+    from luthier.config.tree import Config
+    from luthier.runs.folder import RunFolder
+
+GGUF = "gguf:"
+FORMS = ("merged", "gguf:TYPE")
 BASES = ("trained", "original")
 
 
 def command(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
-    to: Annotated[str, typer.Option(help=f"The form: {', '.join(FORMS)}.")] = "merged",
+    to: Annotated[
+        str,
+        typer.Option(
+            help="The form. merged: a model folder for transformers and vLLM; gguf:TYPE: a file for llama.cpp and "
+            "Ollama in f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."
+        ),
+    ] = "merged",
     out: Annotated[
-        Path | None, typer.Option(help="Where to write. Absent: a folder of that name in the run's.")
+        Path | None,
+        typer.Option(help="Where to write. Absent: into the run's folder, under the form's name."),
     ] = None,
     base: Annotated[
         str,
@@ -28,30 +41,89 @@ def command(
 ) -> None:
     """Write what a run trained in the form that it is used in.
 
-    Example: luthier export runs/tickets --to merged
+    Example: luthier export runs/tickets --to gguf:q8_0
     """
     from luthier.config.load import load_config
     from luthier.runs.folder import RunFolder
 
-    if to not in FORMS:
-        raise ConfigError(
-            f"--to is {to!r}, which is not a form that can be written. Known: {', '.join(FORMS)}."
-        )
     if base not in BASES:
         raise ConfigError(f"--base is {base!r}; known: {', '.join(BASES)}.")
+    kind = _gguf_type(to)
     folder = RunFolder.open(run)
-    if folder.model.is_dir():
+    whole = folder.model.is_dir()
+    if whole and kind is None:
         raise ConfigError(
             f"{run} tuned all weights, so there is no adapter to merge: its model is {folder.model}."
         )
-    if not folder.adapter.is_dir():
+    if not whole and not folder.adapter.is_dir():
         raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
-    target = out if out is not None else folder.path / to
     config = load_config(folder.config)
-    _merge(config, folder.adapter, target, base)
-    print(f"merged model: {target}")
-    if config.quant is not None:
+    if kind is None:
+        target = out if out is not None else folder.path / to
+        _merge(config, folder.adapter, target, base)
+    else:
+        target = out if out is not None else folder.path / "gguf" / f"{folder.path.name}-{kind}.gguf"
+        _to_gguf(config, folder, target, kind, base)
+    print(f"{'merged model' if kind is None else 'GGUF'}: {target}")
+    if config.quant is not None and not whole:
         print(_which_base(config.quant.name, base))
+
+
+def _gguf_type(to: str) -> str | None:
+    """The type after `gguf:`; None for a merged model."""
+    if to == "merged":
+        return None
+    if not to.startswith(GGUF):
+        raise ConfigError(
+            f"--to is {to!r}, which is not a form that can be written. Known: {', '.join(FORMS)}."
+        )
+    from luthier.models.gguf import need_packages
+
+    need_packages("writing a GGUF")
+    from luthier.export.gguf.types import TYPES
+
+    kind = to.removeprefix(GGUF).lower()
+    if kind not in TYPES:
+        raise ConfigError(
+            f"--to is {to!r}, and {kind!r} is no type that can be written. Known: {', '.join(TYPES)}."
+        )
+    return kind
+
+
+def _to_gguf(config: "Config", folder: "RunFolder", target: Path, kind: str, base: str) -> None:
+    """The run's model as a file; an adapter is merged beside the file first, and that folder removed again."""
+    from tempfile import TemporaryDirectory
+
+    from luthier.export.gguf.write import write_gguf
+    from luthier.export.heads import has_other_head
+
+    if target.exists():
+        raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
+    if folder.model.is_dir():
+        with _bar("writing") as progress:
+            write_gguf(folder.model, target, kind, name=folder.path.name, progress=progress)
+        return
+    if has_other_head(folder.adapter):
+        raise ConfigError(
+            f"{folder.path} trained a model that scores; a GGUF is written of models that write only."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".merged-") as scratch:
+        merged = Path(scratch) / folder.path.name
+        _merge(config, folder.adapter, merged, base, wide=True)
+        with _bar("writing") as progress:
+            write_gguf(merged, target, kind, name=folder.path.name, progress=progress)
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar in the terminal; called with how many are done, of how many, and the name of the last."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total, name: bar.update(task, completed=done, total=total, description=name)
 
 
 def _which_base(scheme: str, base: str) -> str:
@@ -67,10 +139,7 @@ def _which_base(scheme: str, base: str) -> str:
     )
 
 
-def _merge(config: Config, adapter: Path, target: Path, chosen_base: str) -> None:
-    from rich.console import Console
-    from rich.progress import Progress
-
+def _merge(config: "Config", adapter: Path, target: Path, chosen_base: str, *, wide: bool = False) -> None:
     from luthier.export.heads import has_other_head, merge_head_to_folder
     from luthier.export.merge import merge_to_folder
     from luthier.models.load import resolve_model
@@ -81,14 +150,5 @@ def _merge(config: Config, adapter: Path, target: Path, chosen_base: str) -> Non
     if has_other_head(adapter):
         merge_head_to_folder(base, adapter, target, quantisation=quantisation)
         return
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("merging", total=None)
-        merge_to_folder(
-            base,
-            adapter,
-            target,
-            progress=lambda done, total, shard: bar.update(
-                task, completed=done, total=total, description=shard
-            ),
-            quantisation=quantisation,
-        )
+    with _bar("merging") as progress:
+        merge_to_folder(base, adapter, target, progress=progress, quantisation=quantisation, wide=wide)

@@ -34,7 +34,7 @@ from luthier.models.lora_weight import updated
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
 from luthier.models.quantised.load import Quantisation, names_to_store
-from luthier.runs.atomic import atomic_folder
+from luthier.runs.atomic import atomic_folder, check_room
 
 Progress = Callable[[int, int, str], None]
 """Called after each shard with the number of shards done, of all, and the name of the one that is done."""
@@ -84,8 +84,10 @@ def merge_to_folder(
     *,
     progress: Progress | None = None,
     quantisation: Quantisation | None = None,
+    wide: bool = False,
 ) -> None:
-    """Writes base model and adapter as one model in Hugging Face's layout, in the base's dtypes.
+    """Writes base model and adapter as one model in Hugging Face's layout, in the base's dtypes; what changes in fp32
+    if `wide`, for a folder that is rounded to something else afterwards.
 
     Configuration, generation settings, tokenizer and chat template are copied; those saved with the adapter
     win. If the adapter takes tied embeddings apart, the head gets weights of its own and config.json says
@@ -114,7 +116,7 @@ def merge_to_folder(
     scheme = quantisation.scheme if quantisation else None
     plain = {f"{name}.weight": scheme for name in stored}
     outputs, cut = _outputs(skeleton, plan, shards, base_folder, num_rows(skeleton) > before, plain)
-    _check_room(out, shards)
+    check_room(out, _size(shards))
     with atomic_folder(out, replace=False) as partial:
         _copy_description(base_folder, adapter_folder, partial)
         if cut:
@@ -123,7 +125,7 @@ def merge_to_folder(
             _say_in_config(partial / "config.json", "vocab_size", num_rows(skeleton))
         added: dict[str, tuple[str, int]] = {}
         for done, shard in enumerate(shards, 1):
-            new = _merge_shard(shard, partial / shard.name, outputs)
+            new = _merge_shard(shard, partial / shard.name, outputs, wide=wide)
             added |= {name: (shard.name, size) for name, size in new.items()}
             if progress is not None:
                 progress(done, len(shards), shard.name)
@@ -220,7 +222,9 @@ def _wanted(model: nn.Module, plan: AdapterPlan) -> tuple[dict[str, Change], dic
     return {**{partner: None for key in cut for partner in ties[key]}, **changes}, ties, cut
 
 
-def _merge_shard(source: Path, target: Path, outputs: Mapping[str, list[Output]]) -> dict[str, int]:
+def _merge_shard(
+    source: Path, target: Path, outputs: Mapping[str, list[Output]], *, wide: bool
+) -> dict[str, int]:
     """Writes one shard, and tells the names of tensors in it that the base has not or has smaller, and by how much.
 
     The tensors of the shard before are gone when this begins, and these when it ends.
@@ -231,7 +235,7 @@ def _merge_shard(source: Path, target: Path, outputs: Mapping[str, list[Output]]
         weight = tensors[name]
         for output in outputs.get(name, ()):
             before = tensors[output.name].nbytes if output.name in tensors else 0
-            tensors[output.name] = _changed(weight, output, source)
+            tensors[output.name] = _changed(weight, output, source, wide=wide)
             if (more := tensors[output.name].nbytes - before) > 0:
                 added[output.name] = more
     try:
@@ -250,7 +254,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {"format": "pt"}  # noqa: SIM118
 
 
-def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
+def _changed(weight: Tensor, output: Output, source: Path, *, wide: bool) -> Tensor:
     change = output.change
     if output.rows > len(weight):
         weight = torch.cat([weight, mean_row(weight).expand(output.rows - len(weight), *weight.shape[1:])])
@@ -261,6 +265,8 @@ def _changed(weight: Tensor, output: Output, source: Path) -> Tensor:
             f"{output.name} in {source} is stored as {weight.dtype}, which cannot take an update exactly. "
             "Merge into a model in float32, bfloat16 or float16."
         )
+    if wide:
+        weight = weight.float()
     if isinstance(change, Tensor):
         return change.to(weight.dtype)
     if isinstance(change, PlannedTokens):
@@ -312,18 +318,6 @@ def _write_index(base: Path, out: Path, added: Mapping[str, tuple[str, int]]) ->
     if "total_size" in index.get("metadata", {}):
         index["metadata"]["total_size"] += sum(size for _, size in added.values())
     (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _check_room(out: Path, shards: Mapping[Path, list[str]]) -> None:
-    """Refuses before any work what the disk cannot take."""
-    needed = _size(shards)
-    place = next(parent for parent in out.absolute().parents if parent.exists())
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise RunError(
-            f"{out} needs {needed / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free on that disk. "
-            "Free some space, or give a folder on another disk."
-        )
 
 
 def _size(shards: Iterable[Path]) -> int:

@@ -34,11 +34,7 @@ def convert_gguf(file: Path) -> Path:
     folder = cache_folder("gguf", f"{digest[:32]}-{LAYOUT}")
     if (folder / "config.json").exists():
         return folder
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise ModelError(
-            f"reading {file.name} needs the packages {' and '.join(missing)}, which are not installed. "
-            "Install them with: pip install 'luthier[gguf]'"
-        )
+    need_packages(f"reading {file.name}")
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".partial-"))
     try:
@@ -55,6 +51,15 @@ def convert_gguf(file: Path) -> Path:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
+
+
+def need_packages(what: str) -> None:
+    """Raises ModelError, which says how to install them, if the packages for `what` are not there."""
+    if missing := [name for name in NEEDED if find_spec(name) is None]:
+        raise ModelError(
+            f"{what} needs the packages {' and '.join(missing)}, which are not installed. "
+            "Install them with: pip install 'luthier[gguf]'"
+        )
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -35,12 +35,20 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Writes a file so that `path` holds either its old content or all of the new one. Errors: see above."""
+    with atomic_file(path) as partial, open(partial, "xb") as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """A file that appears at `path`, or takes the place of one, only once it is whole: write to the path that is
+    handed in. If the body raises, nothing changes at `path`. Errors: see above.
+    """
     partial = _hidden(path, "partial")
     try:
-        with open(partial, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial, os.O_RDONLY)
         os.replace(partial, path)
         _sync_folder(path.parent)
     except BaseException as error:
@@ -48,6 +56,15 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
         _discard(partial)
         _raise_for_people(error, path, free)
         raise
+
+
+def check_room(path: Path, needed: int) -> None:
+    """Raises RunError if the disk of `path` has no room for so many bytes, before any work is done."""
+    if (free := _free_bytes(path.absolute())) < needed:
+        raise RunError(
+            f"{path} needs {needed / 2**20:,.0f} MiB, but only {free / 2**20:,.0f} MiB are free on that disk. "
+            "Free some space, or give a folder on another disk."
+        )
 
 
 @contextmanager
