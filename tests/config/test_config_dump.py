@@ -148,6 +148,8 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         del data[key]
     if "lora" not in values:
         values.pop("quant", None)
+    else:
+        values.pop("tune", None)
     if draw(st.booleans()):
         values["method"] = {
             "name": "./mine.py",

@@ -63,9 +63,9 @@ def test_a_short_form_sets_its_key_and_keeps_the_rest(section):
         "schedule": {"name": "linear", "min_ratio": 0.5},
         "run": {"name": "a", "root": "b"},
         "method": "sft",
-        "lora": {},
+        **({} if section == "tune" else {"lora": {}}),
     }
-    value = {"schedule": "wsd", "method": "sft", "quant": "int8"}.get(section, "other")
+    value = {"schedule": "wsd", "method": "sft", "quant": "int8", "tune": "lisa"}.get(section, "other")
     changed = config_from_dict(before, [f"{section}={value}"])
     assert changed == config_from_dict(before, [f"{section}.{key}={value}"])
     kept = {name: getattr(changed, name) for name in Config.model_fields if name != section}

@@ -126,9 +126,9 @@ def test_options_are_resolved_with_their_defaults():
 
 
 def test_the_resolved_options_build_the_plugin():
-    config = config_from_dict({**BASE, "lora": {}, "quant": "nf4"})
+    beside = {"quant": {"lora": {}, "quant": "nf4"}, "tune": {"tune": "lisa"}}  # sections that may be absent
     for section in KINDS:
-        chosen = getattr(config, section)
+        chosen = getattr(config_from_dict({**BASE, **beside.get(section, {})}), section)
         cls = load_plugin(importlib.import_module(f"luthier.{KINDS[section]}"), chosen.name)
         cls(**chosen.options)
 

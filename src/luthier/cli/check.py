@@ -11,6 +11,7 @@ from luthier.config.overrides import split_arguments
 from luthier.config.paths import path_faults
 from luthier.config.teacher_section import TeacherSection
 from luthier.config.tree import Config
+from luthier.config.tune_section import TuneSection
 from luthier.errors import ConfigError, LuthierError
 
 
@@ -158,8 +159,16 @@ def _named(name: str, options: dict[str, object]) -> str:
     return f"{name} ({values})" if values else name
 
 
+def _given(tune: TuneSection) -> dict[str, object]:
+    """The settings of a way to tune that say something."""
+    values = {**tune.options, **tune.model_dump(include={"train", "freeze", "embeddings", "head", "norms"})}
+    return {key: value for key, value in values.items() if value is not None and value != []}
+
+
 def _weights(config: Config) -> str:
     lora = config.lora
+    if config.tune is not None:
+        return f"some are tuned: {_named(config.tune.name, _given(config.tune))}"
     if lora is None:
         return "all are tuned"
     alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank

@@ -15,7 +15,7 @@ def command(
         bool,
         typer.Option(
             "--update-plugins",
-            help="Write plugins.json anew from the files in methods/, optim/ and kernels/quant/.",
+            help="Write plugins.json anew from the files in methods/, optim/, kernels/quant/ and models/tuning/.",
         ),
     ] = False,
 ) -> None:

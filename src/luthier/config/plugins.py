@@ -1,8 +1,8 @@
-"""The options of methods, optimizers and ways to store weights, known without importing them.
+"""The options of methods, optimizers, ways to store and to choose weights, known without importing them.
 
-Each file in `methods/`, `optim/` and `kernels/quant/` that holds one `@settings` class is a plugin; its file name is
-its name. `plugins.json` describes them all, so that a config can be checked without torch; `luthier schema
---update-plugins` writes it anew, and a test holds it to the files.
+Each file in `methods/`, `optim/`, `kernels/quant/` and `models/tuning/` that holds one `@settings` class is a plugin;
+its file name is its name. `plugins.json` describes them all, so that a config can be checked without torch;
+`luthier schema --update-plugins` writes it anew, and a test holds it to the files.
 """
 
 import importlib
@@ -23,7 +23,7 @@ from luthier.config.section import Section
 from luthier.config.words import Schema, did_you_mean
 from luthier.errors import ConfigError
 
-KINDS = {"method": "methods", "optim": "optim", "quant": "kernels.quant"}
+KINDS = {"method": "methods", "optim": "optim", "quant": "kernels.quant", "tune": "models.tuning"}
 """The sections with plugins, and the package that holds the files of each."""
 
 _BOUNDS = {

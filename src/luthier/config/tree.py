@@ -20,6 +20,8 @@ from luthier.config.quant_section import QuantSection
 from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
 from luthier.config.teacher_section import TeacherSection
+from luthier.config.tune_section import TuneSection
+from luthier.config.whole_weights import beside_adapters, hindrances
 
 
 class ModelSection(Section):
@@ -119,6 +121,10 @@ class TrainSection(Section):
     average_from: Positive | None = None
     """The first step that counts for `average`. Absent: 1."""
 
+    optimizer_in_backward: bool = False
+    """Update each weight as soon as its gradient is whole, and free the gradient: there is never one for all weights at
+    once. Without clipping (`max_grad_norm: null`), with one micro-batch a step."""
+
     neftune_noise_alpha: Annotated[float, Field(ge=0)] = 0.0
     """Strength of the noise on embedded tokens in training (NEFTune, arXiv:2310.05914, which has 5 to 15). 0: none."""
 
@@ -147,6 +153,12 @@ class TrainSection(Section):
                 f"{self.tokens_per_step} of train.tokens_per_step; lower it or raise train.tokens_per_step"
             )
             raise impossible(Problem("train.tokens_per_micro_batch", text))
+        return self
+
+    @model_validator(mode="after")
+    def _in_backward_has_whole_gradients(self) -> Self:
+        if self.optimizer_in_backward and (problems := hindrances(self)):
+            raise impossible(*problems)
         return self
 
     @property
@@ -291,6 +303,7 @@ class Config(Section):
     teacher: Annotated[TeacherSection | None, Shorthand("name")] = None
     lora: LoraSection | None = None
     quant: Annotated[QuantSection | None, Shorthand("name")] = None
+    tune: Annotated[TuneSection | None, Shorthand("name")] = None
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
     train: TrainSection = TrainSection()
@@ -324,6 +337,8 @@ class Config(Section):
                 "are tuned; add the section lora (`lora: {}`), or leave out quant"
             )
             problems.append(Problem("quant", text))
+        if self.lora:
+            problems += beside_adapters(self.tune, in_backward=self.train.optimizer_in_backward)
         if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "

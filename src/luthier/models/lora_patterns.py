@@ -26,7 +26,7 @@ def in_layers(paths: Sequence[str], layers: str | Sequence[int] | None) -> list[
     if layers is None:
         return list(paths)
     numbers = {number for path in paths if (number := layer_of(path)) is not None}
-    wanted = _wanted(layers, max(numbers, default=-1) + 1)
+    wanted = wanted_layers(layers, max(numbers, default=-1) + 1)
     found = [path for path in paths if layer_of(path) in wanted]
     missing = wanted - numbers if not isinstance(layers, str) else set()
     if missing or not found:
@@ -64,8 +64,8 @@ def _first(patterns: Mapping[str, Value], path: str) -> Value | None:
     return next((value for pattern, value in patterns.items() if matches(pattern, path)), None)
 
 
-def _wanted(layers: str | Sequence[int], number: int) -> set[int]:
-    """The layers that are meant, of `number`."""
+def wanted_layers(layers: str | Sequence[int], number: int) -> set[int]:
+    """The decoder layers that a setting means (`8-15`, `8-`, `last 4`, or a list), in a model that has `number`."""
     if not isinstance(layers, str):
         return set(layers)
     match = re.fullmatch(LAYERS, layers)

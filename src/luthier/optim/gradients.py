@@ -78,6 +78,7 @@ class Gradients:
         self.loose = [parameter for parameter in parameters if self.is_loose(parameter)]
         self._order = [*(p for home in self.homes for p in home.parameters), *self.loose]
         self._live: dict[int, bool] = {id(parameter): False for parameter in self._order}
+        self._spent: dict[int, Tensor] = {}  # norms of parts of gradients that are used up and gone
         if keep:
             self.hold()
 
@@ -93,6 +94,22 @@ class Gradients:
         """Has the parameter take part from now on, as one that a checkpoint has optimizer state for."""
         self._live[id(parameter)] = True
 
+    def retire(self, parameter: nn.Parameter) -> None:
+        """Has a parameter whose gradient is a tensor of its own rest until its next gradient."""
+        assert self.is_loose(parameter), "those that lie end to end always have a gradient"
+        self._live[id(parameter)], parameter.grad = False, None
+
+    def spend(self, parameter: nn.Parameter) -> None:
+        """Frees the gradient of a parameter that was updated within the backward pass; its norm is remembered."""
+        gradient = parameter.grad
+        assert gradient is not None and self.is_loose(parameter), "it was just used"
+        self._spent[id(parameter)] = _parts(gradient)
+        self._live[id(parameter)], parameter.grad = True, None
+
+    def is_spent(self, parameter: nn.Parameter | None = None) -> bool:
+        """Whether the parameter was updated within the backward pass of this step; without one, whether any was."""
+        return bool(self._spent) if parameter is None else id(parameter) in self._spent
+
     def collect(self, total: Callable[[list[float]], list[float]] | None = None) -> None:
         """Gets the gradients ready for use after the last backward pass of a step.
 
@@ -104,12 +121,12 @@ class Gradients:
             home.collect()
         if not all(self._live.values()):
             touched = [t for home in self.homes for t in home.touched()]
-            touched += [parameter.grad is not None for parameter in self.loose]
+            touched += [p.grad is not None or self.is_spent(p) for p in self.loose]
             ranks = total([float(t) for t in touched]) if total else touched
             for parameter, count in zip(self._order, ranks, strict=True):
                 self._live[id(parameter)] |= count > 0
         for parameter in self.loose:
-            if self.live(parameter) and parameter.grad is None:
+            if self.live(parameter) and parameter.grad is None and not self.is_spent(parameter):
                 _zero_gradient(parameter)
 
     def tensors(self) -> list[Tensor]:
@@ -119,7 +136,15 @@ class Gradients:
 
     def norm(self) -> Tensor:
         """The L2 norm over all gradients together, a scalar in fp32 (fp64 for fp64) on their device."""
-        return total_norm(self.tensors())
+        if not self._spent:
+            return total_norm(self.tensors())
+        parts = [_parts(home.gradients_n) for home in self.homes]
+        for parameter in self.loose:
+            if (spent := self._spent.get(id(parameter))) is not None:
+                parts.append(spent)
+            elif parameter.grad is not None:
+                parts.append(_parts(parameter.grad))
+        return _joined(parts)
 
     def scale(self, factor: float) -> None:
         """Multiplies every gradient by `factor`."""
@@ -127,6 +152,7 @@ class Gradients:
 
     def clear(self) -> None:
         """Forgets this step's gradients."""
+        self._spent.clear()
         for home in self.homes:
             home.collect()
             home.gradients_n.zero_()
@@ -154,8 +180,17 @@ def total_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The L2 norm over all tensors together, in at least fp32, exact to about 1e-6 however many elements."""
     if not tensors:
         return torch.zeros(())
-    wide = torch.promote_types(tensors[0].dtype, torch.float32)
-    parts = torch.cat([_row_norms(tensor.to(wide)) for tensor in tensors])
+    return _joined([_parts(tensor) for tensor in tensors])
+
+
+def _parts(tensor: Tensor) -> Tensor:
+    """The norms of parts of a tensor, in at least fp32."""
+    return _row_norms(tensor.to(torch.promote_types(tensor.dtype, torch.float32)))
+
+
+def _joined(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of all parts together."""
+    parts = torch.cat(list(norms))
     return torch.linalg.vector_norm(parts if len(parts) <= ROW else _row_norms(parts))
 
 

@@ -4,7 +4,7 @@ Weights of 16 bit follow masters in fp32, which keep updates that are too small 
 (gradients.py). A weight that never had a gradient is left alone, and has no state.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -46,6 +46,9 @@ class Stepper(torch.optim.Optimizer):
         super().__init__(groups, {"lr": lr, "weight_decay": 0.0})
         self.algorithms, self._about = list(algorithms), about
         self._of = {id(p): a for a, g in zip(algorithms, self.param_groups, strict=True) for p in g["params"]}
+        self._group = {id(p): number for number, g in enumerate(self.param_groups) for p in g["params"]}
+        self.in_backward = False
+        """Whether parameters are updated as soon as their gradients are whole (in_backward.py)."""
         chosen = {id(parameter) for parameter in end_to_end}
         self._homes = [_homes(group["params"], chosen) for group in self.param_groups]
         pairs = zip(self.algorithms, self._homes, strict=True)
@@ -63,27 +66,45 @@ class Stepper(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """Updates every parameter that has, or ever had, a gradient."""
         self.gradients.collect()
-        for group, homes, algorithm in zip(self.param_groups, self._homes, self.algorithms, strict=True):
-            loose = [p for p in group["params"] if self.gradients.is_loose(p) and self.gradients.live(p)]
-            pieces = [piece for home in homes for piece in self._home_pieces(home)]
-            pieces += [self._piece(p) for p in loose]
-            steps = list({id(piece.step): piece.step for piece in pieces}.values())
-            if steps:
-                torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
-                algorithm.update(pieces, group["lr"], group["weight_decay"])
-            followers = [p for p in loose if "master" in self.state[p]]
-            if followers:
-                masters = [self.state[p]["master"] for p in followers]
-                torch._foreach_copy_(followers, masters)  # pyright: ignore[reportPrivateImportUsage]
-            # lists and views are updated past the version counters that caches of a weight go by
-            increment_version([*(p for home in homes for p in home.parameters), *loose])
+        for number, homes in enumerate(self._homes):
+            loose = [p for p in self.param_groups[number]["params"] if self.gradients.is_loose(p)]
+            due = [p for p in loose if self.gradients.live(p) and not self.gradients.is_spent(p)]
+            self._update(number, homes, due)
         if self.average is not None:
             masters = {p: state["master"] for p, state in self.state.items() if "master" in state}
             self.average.after_step(masters)
 
+    @torch.no_grad()
+    def step_now(self, parameter: nn.Parameter) -> None:
+        """Updates one parameter from its gradient, which is then gone; `step` leaves it out."""
+        self._update(self._group[id(parameter)], (), [parameter])
+        self.gradients.spend(parameter)
+
+    def _update(self, number: int, homes: Sequence[Home], loose: Sequence[nn.Parameter]) -> None:
+        """Updates weights of a group: whole homes, and parameters that have gradients of their own."""
+        group, algorithm = self.param_groups[number], self.algorithms[number]
+        pieces = [piece for home in homes for piece in self._home_pieces(home)]
+        pieces += [self._piece(p) for p in loose]
+        steps = list({id(piece.step): piece.step for piece in pieces}.values())
+        if steps:
+            torch._foreach_add_(steps, 1)  # pyright: ignore[reportPrivateImportUsage]
+            algorithm.update(pieces, group["lr"], group["weight_decay"])
+        followers: list[Tensor] = [p for p in loose if "master" in self.state[p]]
+        if followers:
+            masters = [self.state[p]["master"] for p in followers]
+            torch._foreach_copy_(followers, masters)  # pyright: ignore[reportPrivateImportUsage]
+        # lists and views are updated past the version counters that caches of a weight go by
+        increment_version([*(p for home in homes for p in home.parameters), *loose])
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients; those that lie end to end become zero whatever `set_to_none`."""
         self.gradients.clear()
+
+    def forget(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Drops gradients and states of weights that rest from now on; with a next gradient they begin anew."""
+        for parameter in parameters:
+            self.state.pop(parameter, None)
+            self.gradients.retire(parameter)
 
     def state_bytes(self, parameter: nn.Parameter) -> int:
         """Bytes of what is kept for a parameter from step to step: its states, and the master of a 16-bit one."""

@@ -19,18 +19,25 @@ from luthier.models.lora_init import needs_rows
 from luthier.models.lora_watch import begin_from_rows
 from luthier.models.policy import Policy
 from luthier.runs.folder import RunFolder
+from luthier.training.rows import Say
+from luthier.training.tune import open_weights
 
 LOOKED_AT_TOKENS = 8192
 """How many tokens of the user's rows adapters start from, where they do."""
 
 
-def adapt(config: Config, model: PreTrainedModel, tokens: list[int], besides: list[str]) -> str:
-    """Puts adapters into the model, with modules `besides` that are trained whole, or opens all; says which.
+def adapt(
+    config: Config, model: PreTrainedModel, tokens: list[int], besides: list[str], say: Say = print
+) -> str:
+    """Puts adapters into the model, with modules `besides` that are trained whole, or opens the weights that the
+    section `tune` chooses, or all; returns which. `say` is told what takes long.
 
     Raises:
         ConfigError: `lora.start` names no adapter, or the run trains what that cannot have.
     """
     lora = config.lora
+    if config.tune is not None:
+        return open_weights(config, model, besides, say)
     if lora is None:
         model.requires_grad_(True)
         return "full fine-tuning"

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import luthier.methods
@@ -23,6 +24,8 @@ from luthier.models.activations.assemble import plan_activations
 from luthier.models.noise import EmbeddingNoise
 from luthier.models.policy import Policy
 from luthier.models.routers import watch_routers
+from luthier.optim.in_backward import step_in_backward
+from luthier.optim.stepper import Stepper
 from luthier.parallel.cluster import Cluster
 from luthier.training.companions import build_companions
 from luthier.training.heads import check_head
@@ -33,6 +36,7 @@ from luthier.training.own_answers import build_own_answers
 from luthier.training.reference import check_reference
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 from luthier.training.teacher import check_teacher, check_vocabulary
+from luthier.training.turns import build_turns
 from luthier.training.updates import build_optimizer, build_schedule, plugin
 from luthier.training.weights import NewRowsFirst
 
@@ -86,7 +90,8 @@ def build_trainer(
     torch.manual_seed((config.seed + cluster.rank) % 2**63)
     _set_threads(config.train.threads)
     method = build_method(config)
-    policy, tokens, notes = build_policy(config, cluster, method.head(data.labels), data)
+    tell = say if cluster.is_main else _say_nothing
+    policy, tokens, notes = build_policy(config, cluster, method.head(data.labels), data, tell)
     trained = [(name, p) for name, p in policy.named_parameters() if p.requires_grad]
     for _, parameter in trained:
         parameter.grad_dtype = torch.float32  # micro-batches add up in full precision  # pyright: ignore[reportAttributeAccessIssue]
@@ -98,7 +103,6 @@ def build_trainer(
     source = _source(config, data, policy, cluster, micro_tokens, layout.sharing)
     total_steps = source.total_steps(config.train.epochs, config.train.planned_steps)
     often = isinstance(source, StepSource) and total_steps > source.steps_per_epoch
-    tell = say if cluster.is_main else _say_nothing
     beside = build_companions(config, policy, method, data, often=often, cluster=cluster, say=tell)
     data = beside.data
     if isinstance(source, StepSource):
@@ -121,10 +125,30 @@ def build_trainer(
     trainer.learner.before_step = own_answers or trainer.learner.before_step
     if len(sets := expand_registries(config.data.all_sets)[0]) > 1 and config.data.document_mask:
         trainer.learner.set_names = set_names(sets)
+    if config.train.optimizer_in_backward:
+        notes.append(_step_in_backward(trainer, optimizer))
+    if turns := build_turns(config, policy.model, optimizer):
+        trainer.learner.before_step = turns.before(trainer.learner.before_step)
     if steps := config.train.new_token_steps:
         trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
-    _plan(config, trainer, tell)
+    _plan(config, trainer, turns.most() if turns else None, tell)
     return trainer, data, notes + beside.notes + told
+
+
+def _step_in_backward(trainer: Trainer, optimizer: Stepper) -> str:
+    """Has weights updated within the backward pass; returns what to say of it."""
+    if trainer.cluster.world > 1:
+        raise ConfigError(
+            f"train.optimizer_in_backward is true, but {trainer.cluster.world} processes add up their gradients after "
+            "the backward pass. Train with one process, or leave it out"
+        )
+    if optimizer.gradients.homes:
+        raise ConfigError(
+            "train.optimizer_in_backward is true, but this run trains adapters, whose gradients are small and lie in "
+            "one piece. Leave it out"
+        )
+    step_in_backward(optimizer, lambda: trainer.learner.in_last)
+    return "each weight is updated within the backward pass, as soon as its gradient is whole"
 
 
 def _arranged(config: Config, method: Method, data: Data) -> Data:
@@ -196,13 +220,16 @@ def _micro_tokens(config: Config, data: Data, device: torch.device) -> int:
     most = config.train.micro_tokens
     if config.train.tokens_per_micro_batch is not None or device.type != "cpu":
         return most
+    if config.train.optimizer_in_backward:
+        return most  # all of a step's
     longest = config.max_length if data.stream is not None else int(np.max(data.train.lengths))
     least = max(min(most, CPU_MICRO_TOKENS), longest)
     return config.train.tokens_per_step // max(1, config.train.tokens_per_step // least)
 
 
-def _plan(config: Config, trainer: Trainer, say: Say) -> None:
-    """Lets the trainer plan which activations it keeps."""
+def _plan(config: Config, trainer: Trainer, most: list[nn.Parameter] | None, say: Say) -> None:
+    """Lets the trainer plan which activations it keeps. `most`: the most weights that are tuned at a time, if fewer
+    than all."""
     trainer.learner.activations = plan_activations(
         trainer.policy,
         trainer.optimizer,
@@ -210,6 +237,7 @@ def _plan(config: Config, trainer: Trainer, say: Say) -> None:
         limit=config.memory.limit,
         processes=int(os.environ.get("LOCAL_WORLD_SIZE", trainer.cluster.world)),
         micro_tokens=trainer.source.micro_tokens,
+        at_a_time=most,
         tell=say,
     )
 

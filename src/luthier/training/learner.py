@@ -8,6 +8,7 @@ from torch import Tensor
 from luthier.data.batch import Batch
 from luthier.data.sets import tokens_of_sets
 from luthier.data.sharing import num_logical_tokens
+from luthier.errors import RunError
 from luthier.evaluate.extremes import greatest, signed_extremes
 from luthier.evaluate.scoring import Scorer
 from luthier.methods.base import Method
@@ -57,6 +58,9 @@ class Learner:
         self.set_names: tuple[str, ...] = ()
         """Of the data sets whose tokens are told apart."""
         self.set_tokens: list[float] = []
+        self.in_last = False
+        """Whether the last micro-batch of a step is under way."""
+        self._left = 0
         self.micro_batches = MicroBatches(self._learn, device)
         # of the step under way; on the device and always the same tensors, so that nothing waits for them
         self.units = torch.ones((), dtype=torch.float64, device=device)
@@ -77,7 +81,7 @@ class Learner:
         learned = self.scorer.look_ahead(micro_batches, self.device)
         if (routers := self.policy.routers) is not None:
             routers.begin(self.scorer.cluster.sum([sum(map(num_logical_tokens, learned))])[0])
-        self.activations.rerun_if_out_of_memory(lambda: self.micro_batches(learned), self._discard)
+        self.activations.rerun_if_out_of_memory(lambda: self._learn_all(learned), self._discard)
         self.before_update()
         return self.totals_M
 
@@ -131,11 +135,20 @@ class Learner:
         self.gradients.hold()
         self.micro_batches.replay(self._clear, say)
 
+    def _learn_all(self, micro_batches: Sequence[Batch]) -> None:
+        self._left = len(micro_batches)
+        self.micro_batches(micro_batches)
+
     def _learn(self, batch: Batch) -> None:
         """Forward and backward of one micro-batch: adds to the gradients and to the totals of the step."""
         with self.activations.micro_batch(tokens_in_flight(self.policy, batch)):
             loss, metrics = self.loss(batch)
-            (loss / self.units.to(loss.dtype)).backward()
+            self._left -= 1
+            self.in_last = self._left == 0
+            try:
+                (loss / self.units.to(loss.dtype)).backward()
+            finally:
+                self.in_last = False
         values = [loss.detach(), *(metrics[name].detach() for name in self.method.metrics)]
         self.totals_M += torch.stack([value.to(self.totals_M) for value in values])
         if self.method.extremes:
@@ -147,7 +160,17 @@ class Learner:
         self.extremes_X.fill_(-torch.inf)
 
     def _discard(self) -> None:
-        """Forgets what a pass that ran out of memory has left behind."""
+        """Forgets what a pass that ran out of memory has left behind.
+
+        Raises:
+            RunError: weights were updated within it.
+        """
+        if self.gradients.is_spent():
+            raise RunError(
+                "memory ran out within a backward pass in which weights are updated (train.optimizer_in_backward), so "
+                "the step cannot be done again. Set memory.activations: recompute, or lower train.tokens_per_step; "
+                "then continue from the last checkpoint with --resume."
+            )
         self.micro_batches.replays.clear()
         if self.policy.routers is not None:
             self.policy.routers.forget()

@@ -81,14 +81,16 @@ class Trainer:
         start = time.perf_counter()
         micro_batches = self.learner.before_step(self.progress.step, micro_batches)
         units, tokens = self._count(micro_batches)
+        lr = self._set_rates()
         totals_M = self.learner(micro_batches, units, self.progress.step)
         self.gradients.collect(self.cluster.sum)
         self.cluster.sum_in_place(self.gradients.tensors())
-        values = self._means(totals_M, units)
+        values = self._means(totals_M, units) | {"lr": lr}
         if not (math.isfinite(values["loss"]) and math.isfinite(values["grad_norm"])):
             explain_nonfinite(self, micro_batches, values)
         self._clip(values["grad_norm"])
-        values["lr"] = self._update()
+        self.optimizer.step()
+        self.gradients.clear()
         elapsed = time.perf_counter() - start
         self.progress.took_step(int(tokens), elapsed)
         self.learner.after_step(self.progress.step)
@@ -141,10 +143,8 @@ class Trainer:
         if factor < 1:
             self.gradients.scale(factor)
 
-    def _update(self) -> float:
+    def _set_rates(self) -> float:
         factor = self.schedule(self.progress.position(self.schedule.total_steps, self.max_tokens))
         for group, peak in zip(self.optimizer.param_groups, self.peak_lrs, strict=True):
             group["lr"] = peak * factor
-        self.optimizer.step()
-        self.gradients.clear()
         return self.peak_lrs[0] * factor

@@ -22,11 +22,12 @@ from luthier.models.value_head import Head
 from luthier.parallel.cluster import Cluster
 from luthier.training.adapt import adapt, begin_adapters
 from luthier.training.heads import load_head_model, modules_to_train, policy_maker
-from luthier.training.rows import Data
+from luthier.training.rows import Data, Say
+from luthier.training.tune import build_way
 
 
 def build_policy(
-    config: Config, cluster: Cluster, head: Head | None, data: Data
+    config: Config, cluster: Cluster, head: Head | None, data: Data, say: Say
 ) -> tuple[Policy, NewTokens, list[str]]:
     """The model with its adapters in the fastest form that gives its own numbers, new tokens, how it came out."""
     device = pick_device(config.model.device)
@@ -48,14 +49,16 @@ def build_policy(
         model = load_model(folder, dtype, device, quantisation)
     else:
         model = load_head_model(config, head, data.train, folder, dtype, device, quantisation)
+    way = build_way(config)
+    reshaped = way.reshape(model) if way is not None else ""
     tokens = _place_tokens(config, model)
     choice = choose_policy(
         model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
     )
     policy = choice.policy
-    notes = [tokens.note()] if config.model.new_tokens else []
+    notes = [reshaped] * bool(reshaped) + [tokens.note()] * bool(config.model.new_tokens)
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head)))
+    notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say))
     notes += begin_adapters(config, policy, data.train)
     fusion, line = fuse_checked(policy) if config.model.fused else (None, "model.fused is false")
     notes += [line] * config.model.fused + adapter_table(policy.model, fusion, line)

@@ -14,7 +14,9 @@ SHOWN = 8
 
 
 def explain_nonfinite(trainer: "Trainer", micro_batches: list[Batch], values: dict[str, float]) -> NoReturn:
-    """Raises RunError that names the offending rows of all ranks. The weights were not updated with this step."""
+    """Raises RunError that names the offending rows of all ranks. The weights were not updated with this step, unless
+    updates come within the backward pass."""
+    partly = trainer.gradients.is_spent()
     trainer.gradients.clear()
     broken = [n for n, p in trainer.policy.named_parameters() if not torch.isfinite(p).all()]
     mine: list[int] = []
@@ -34,8 +36,9 @@ def explain_nonfinite(trainer: "Trainer", micro_batches: list[Batch], values: di
         cause = f"It comes from {', '.join(named)}{more}. "
     else:
         cause = "No single row gives it, only their sum. "
+    applied = "This step was applied to some weights." if partly else "This step was not applied."
     raise RunError(
-        f"{found}{cause}This step was not applied. Look at these rows with `luthier data inspect`, "
+        f"{found}{cause}{applied} Look at these rows with `luthier data inspect`, "
         "or lower optim.lr; then continue from the last checkpoint with --resume."
     )
 

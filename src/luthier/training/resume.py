@@ -122,10 +122,13 @@ def with_absolute_paths(config: Config) -> Config:
     lora = config.lora
     if lora is not None:
         lora = lora.model_copy(update={"start": absolute(lora.start)})
+    tune = config.tune
+    if tune is not None and tune.options.get("ranking"):
+        tune = tune.model_copy(update={"ranking": absolute(tune.options["ranking"])})
     plugins = {
         key: section.model_copy(update={"name": absolute(section.name)})
-        for key, section in (("method", config.method), ("optim", config.optim))
-        if is_own_file(section.name)
+        for key, section in (("method", config.method), ("optim", config.optim), ("tune", tune))
+        if section is not None and is_own_file(section.name)
     }
     return config.model_copy(
         update={
@@ -134,6 +137,7 @@ def with_absolute_paths(config: Config) -> Config:
             "reference": reference,
             "checkpoint": checkpoint,
             "lora": lora,
+            "tune": tune,
             "teacher": teacher,
             **plugins,
         }

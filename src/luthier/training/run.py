@@ -60,6 +60,7 @@ from luthier.training.signals import stop_on_signals, terminate_as_interrupt
 from luthier.training.start import find_start, settled, start_from
 from luthier.training.stopping import asked_to_stop, saved_if_rows_fail
 from luthier.training.template import build_template, template_notes
+from luthier.training.tune import build_way
 from luthier.training.updates import build_algorithm
 
 
@@ -99,6 +100,7 @@ def run(config: Config, *, resume: bool = False, allow_changes: bool = False, sa
         metrics.find(name)  # what can be known to be wrong is told before any work
     build_method(config)
     build_algorithm(config)
+    build_way(config)
     on_gpu = config.model.device != "cpu" and torch.cuda.is_available()
     cluster = join_cluster("cuda" if on_gpu else "cpu")
     say = say if cluster.is_main else _say_nothing

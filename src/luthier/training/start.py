@@ -20,6 +20,7 @@ from luthier.training.loop import Trainer
 from luthier.training.progress import Progress
 from luthier.training.resume import dated, with_absolute_paths
 from luthier.training.rows import data_hashes
+from luthier.training.tune import new_layers
 
 NOT_ABOUT_ROWS = {"eval_path", "max_drop_fraction", "share_prefixes", "workers", "cache"}
 """Keys of `data` that do not change what is learned from."""
@@ -62,6 +63,11 @@ def find_start(config: Config, method: Method) -> Path | None:
         has = "all weights" if before.lora is None else "an adapter (lora)"
         raise ConfigError(
             f"checkpoint.start is {path}, which holds {has}; give this run the same section lora as that one"
+        )
+    if before is not None and new_layers(before) != new_layers(config):
+        raise ConfigError(
+            f"checkpoint.start is {path}, of a run that added {new_layers(before)} layers (tune: expand), and this run "
+            f"adds {new_layers(config)}; give this run the same tune.blocks as that one"
         )
     if before is not None:
         _check_reference(path, before, config, method)

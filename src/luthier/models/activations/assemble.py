@@ -1,6 +1,6 @@
 """From a policy and its optimizer to a planner of its activations."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ def plan_activations(
     limit: float | None = None,
     processes: int = 1,
     micro_tokens: int | None = None,
+    at_a_time: Sequence[torch.nn.Parameter] | None = None,
     tell: Callable[[str], None] = lambda line: None,
 ) -> ActivationPlanner:
     """The planner for training this policy with this optimizer, on the device where its weights are.
@@ -36,6 +37,7 @@ def plan_activations(
         limit: `memory.limit`, in GiB.
         processes: training processes on this machine.
         micro_tokens: most tokens in a micro-batch; bounds what the head needs.
+        at_a_time: the weights that have gradients and states at a time, if fewer than are trained in all.
         tell: gets a line whenever the plan changes.
     """
     trained = [p for p in policy.parameters() if p.requires_grad]
@@ -51,7 +53,7 @@ def plan_activations(
         share=GPU_SHARE if on_gpu else HOST_SHARE,
         demand=Demand(
             _head_bytes(policy, micro_tokens),
-            sum(_training_bytes(parameter, optimizer) for parameter in trained),
+            _training_bytes(trained if at_a_time is None else at_a_time, optimizer),
             lambda: _present_bytes(trained, optimizer),
         ),
         offload=on_gpu,
@@ -82,11 +84,14 @@ def _head_bytes(policy: Policy, micro_tokens: int | None) -> int:
     return 2 * chunk + own
 
 
-def _training_bytes(parameter: torch.nn.Parameter, optimizer: torch.optim.Optimizer) -> int:
-    """What comes with a trained weight: its gradient in fp32 and what the optimizer keeps for it."""
+def _training_bytes(parameters: Sequence[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """What comes with trained weights: gradients in fp32, of all or of the largest alone where updates come within the
+    backward pass, and what the optimizer keeps for them."""
     if isinstance(optimizer, Stepper):
-        return 4 * parameter.numel() + optimizer.state_bytes(parameter)
-    return parameter.numel() * (12 if parameter.element_size() >= 4 else 16)
+        gradients = [4 * p.numel() for p in parameters]
+        most = max(gradients, default=0) if optimizer.in_backward else sum(gradients)
+        return most + sum(map(optimizer.state_bytes, parameters))
+    return sum(p.numel() * (12 if p.element_size() >= 4 else 16) for p in parameters)
 
 
 def _present_bytes(trained: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

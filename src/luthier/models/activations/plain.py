@@ -82,9 +82,10 @@ def plannable_layers(policy: Policy, store: HostStore | None = None) -> list[Pla
     """The layers of the model in order: those that can be planned as they are, plain ones wrapped and measured.
 
     A layer can be planned if it or what answers for its `forward` is `Plannable`. Empty for a model whose layers
-    cannot be recomputed.
+    cannot be recomputed. Left out are first layers that no gradient reaches, as they keep nothing.
     """
-    found = list(_layers(policy.model))
+    pairs = list(_layers(policy.model))
+    found = [answers for _, answers in pairs[_unreached(policy.model, [layer for layer, _ in pairs]) :]]
     plain = [layer for layer in found if isinstance(layer, GradientCheckpointingLayer)]
     costs = dict(zip(plain, measure(policy, plain), strict=True))
     store = store or HostStore()
@@ -99,16 +100,28 @@ def plannable_layers(policy: Policy, store: HostStore | None = None) -> list[Pla
     ]
 
 
-def _layers(module: nn.Module) -> Iterator[Plannable | GradientCheckpointingLayer]:
-    """The outermost layers whose level can be set."""
+def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, Plannable | GradientCheckpointingLayer]]:
+    """The outermost layers whose level can be set, each with what its level is set on."""
     for child in module.children():
         answers = vars(child).get("forward", child)
         if isinstance(answers, Plannable):
-            yield answers
+            yield child, answers
         elif isinstance(child, GradientCheckpointingLayer):
-            yield child
+            yield child, child
         else:
             yield from _layers(child)
+
+
+def _unreached(model: nn.Module, layers: Sequence[nn.Module]) -> int:
+    """How many of the first layers have nothing trained in them nor before them, in the order of the weights."""
+    of_layers = [set(map(id, layer.parameters())) for layer in layers]
+    inside = set().union(*of_layers)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            if id(parameter) not in inside:
+                return 0
+            return next(number for number, own in enumerate(of_layers) if id(parameter) in own)
+    return 0
 
 
 def flops_of(layer: nn.Module) -> float:

@@ -7,6 +7,7 @@ from torch import nn
 from luthier.kernels.workspace import Workspace
 from luthier.models.families._common import describers
 from luthier.models.fused.layer import CannotFuse, FusedLayer
+from luthier.models.lora import adapters
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ def fuse(model: nn.Module) -> Fusion:
     """
     described_by = describers()
     workspace = Workspace()
+    pack = bool(adapters(model)) or not any(p.requires_grad for p in model.parameters())
     layers, reasons = [], {}
     for module in list(model.modules()):
         describe = described_by.get(type(module).__name__)
         if describe is None or "forward" in vars(module):
             continue
         try:
-            fused = FusedLayer(module, describe(module), workspace)
+            fused = FusedLayer(module, describe(module), workspace, pack=pack)
         except (CannotFuse, AttributeError) as error:  # a layer of that name without the parts of its family
             reason = str(error)
             reasons[reason] = reasons.get(reason, 0) + 1

@@ -105,8 +105,9 @@ class Residual:
 class Half:
     """One half of a layer: forward, what it keeps, backward.
 
-    `parameters` are the trained tensors, in the order in which `backward` returns their gradients. With
-    `recompute`, what the projections made is not kept but made again in the backward pass.
+    `parameters` are the tensors that are trained, at least now and then, in the order in which `backward` returns the
+    gradients of those that require one at the time. With `recompute`, what the projections made is not kept but made
+    again in the backward pass.
     """
 
     parameters: list[Tensor]
@@ -121,7 +122,7 @@ class Half:
     def backward(
         self, grad_TD: Tensor, hidden_TD: Tensor, kept: Kept, stream: Stream, need_hidden: bool
     ) -> tuple[Tensor | None, list[Tensor]]:
-        """Gradients of `hidden_TD` (None unless needed) and of `parameters`."""
+        """Gradients of `hidden_TD` (None unless needed) and of those `parameters` that require one."""
         raise NotImplementedError
 
     def numbers_kept(self, projected: bool) -> int:
@@ -138,8 +139,9 @@ class Half:
         return sum(group.num_in for group in (self.projections, self.residual.output) if group.dropout)
 
     def __call__(self, hidden_TD: Tensor, stream: Stream) -> Tensor:
-        if torch.is_grad_enabled() and (hidden_TD.requires_grad or self.parameters):
-            return _Node.apply(hidden_TD, self, stream, *self.parameters)  # pyright: ignore[reportReturnType]
+        trained = [p for p in self.parameters if p.requires_grad]  # those whose turn it is
+        if torch.is_grad_enabled() and (hidden_TD.requires_grad or trained):
+            return _Node.apply(hidden_TD, self, stream, *trained)  # pyright: ignore[reportReturnType]
         return self.forward(hidden_TD, stream, keep=False)[0]
 
 

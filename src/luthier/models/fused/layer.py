@@ -43,17 +43,20 @@ class FusedLayer:
         layer: the layer, its adapters in place.
         described: what it is made of.
         workspace: shared by all layers of a model, as they run one after the other.
+        pack: whether frozen weights that read the same input are moved into one buffer.
 
     Raises:
         CannotFuse: the layer has something that the halves do not compute.
     """
 
-    def __init__(self, layer: nn.Module, described: parts.Layer, workspace: Workspace):
+    def __init__(self, layer: nn.Module, described: parts.Layer, workspace: Workspace, *, pack: bool = True):
         self.layer, self.described = layer, described
         self.plain = layer.forward
         _refuse_unseen(layer, _names(described))
-        self.attention = _attention_half(layer, described, workspace)
-        self.mlp = _mlp_half(layer, described, workspace) if isinstance(described.mlp, parts.Mlp) else None
+        self.attention = _attention_half(layer, described, workspace, pack)
+        self.mlp: MlpHalf | None = None
+        if isinstance(described.mlp, parts.Mlp):
+            self.mlp = _mlp_half(layer, described, workspace, pack)
         self.modules = {name: layer.get_submodule(name) for name in _names(described)}
         self.store = HostStore()
         """Where inputs wait that are offloaded; the planner gives all layers the same."""
@@ -193,38 +196,45 @@ def _one_dtype(linears: Iterable[Linears]) -> torch.dtype:
     return found.pop()
 
 
-def _attention_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) -> AttentionHalf:
+def _attention_half(
+    layer: nn.Module, described: parts.Layer, workspace: Workspace, pack: bool
+) -> AttentionHalf:
     spec = described.attention
     return AttentionHalf(
         spec,
-        _residual(layer, spec, described.multiplier, workspace),
-        linears(layer, spec.projections, workspace),
+        _residual(layer, spec, described.multiplier, workspace, pack),
+        linears(layer, spec.projections, workspace, pack=pack),
         BoundNorm.of(layer, spec.query_norm),
         BoundNorm.of(layer, spec.key_norm),
     )
 
 
-def _mlp_half(layer: nn.Module, described: parts.Layer, workspace: Workspace) -> MlpHalf:
+def _mlp_half(layer: nn.Module, described: parts.Layer, workspace: Workspace, pack: bool) -> MlpHalf:
     spec = described.mlp
     assert isinstance(spec, parts.Mlp)
     if spec.activation not in KINDS:
         raise CannotFuse(f"activation {spec.activation}")
-    residual = _residual(layer, spec, described.multiplier, workspace)
-    return MlpHalf(residual, linears(layer, spec.projections, workspace), spec.activation)
+    residual = _residual(layer, spec, described.multiplier, workspace, pack)
+    return MlpHalf(residual, linears(layer, spec.projections, workspace, pack=pack), spec.activation)
 
 
 def _residual(
-    layer: nn.Module, spec: parts.Attention | parts.Mlp, multiplier: float, workspace: Workspace
+    layer: nn.Module, spec: parts.Attention | parts.Mlp, multiplier: float, workspace: Workspace, pack: bool
 ) -> Residual:
     pre, post = BoundNorm.of(layer, spec.pre_norm), BoundNorm.of(layer, spec.post_norm)
-    return Residual(pre, post, linears(layer, (spec.output,), workspace), multiplier, workspace)
+    return Residual(pre, post, linears(layer, (spec.output,), workspace, pack=pack), multiplier, workspace)
 
 
-def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace) -> Linears:
-    """The named linear layers, which read the same input, as one. Raises CannotFuse."""
+def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace, *, pack: bool = True) -> Linears:
+    """The named linear layers, which read the same input, as one. Raises CannotFuse.
+
+    `pack`: frozen weights go into one buffer. Where whole weights are trained they stay where they are, as checkpoints
+    hold all weights then, and what lies in one buffer would be copied out of it.
+    """
     found = [_linear(name, layer.get_submodule(name)) for name in names]
     stored = any(isinstance(part.weight_MK, Stored) for part in found)
-    if not any(part.weight_MK.requires_grad for part in found):
+    bare = not stored and all(part.update is None for part in found)
+    if not any(_tuned(part) for part in found) and (pack or not bare):
         lengths = any(part.update is not None and part.update.magnitude_M is not None for part in found)
         plain = [replace(part, bias_M=None) for part in found] if lengths else found
         group = DecodedLinears(plain, workspace) if stored else PackedLinears(plain)
@@ -246,6 +256,11 @@ def _linear(name: str, module: nn.Module) -> Linear:
     start = None if module.start_A is None or module.start_B is None else (module.start_A, module.start_B)
     update = LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
     return Linear(weight_MK, base.bias, update)
+
+
+def _tuned(part: Linear) -> bool:
+    """Whether its weight or its bias is trained itself."""
+    return part.weight_MK.requires_grad or (part.bias_M is not None and part.bias_M.requires_grad)
 
 
 def _dropout(modules: Sequence[nn.Module]) -> tuple[float, Callable[[], bool]]:
