@@ -11,6 +11,7 @@ from luthier.migrate.findings import Kind
 from luthier.migrate.methods import put_gate, put_method, put_options, put_reference
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
+from luthier.migrate.partial import put_lisa, put_unfrozen
 from luthier.migrate.quantised import found_in, put_quant
 from luthier.migrate.readers import (
     Misread,
@@ -83,6 +84,8 @@ def convert(draft: Draft) -> None:
     else:
         put_model(draft, "base_model", name)
     _put_weights(draft)
+    put_unfrozen(draft, adapter=draft.has("lora"))
+    put_lisa(draft, adapter=draft.has("lora"))
     put_data(draft)
     _put_optimizer(draft)
     _put_schedule(draft)

@@ -82,10 +82,7 @@ KEYS: dict[str, Rule] = {
         option_of("relora", "ReLoRA is not there"),
         "relora_prune_ratio relora_cpu_offload relora_warmup_steps relora_anneal_steps relora_prune_method",
     ),
-    "unfrozen_parameters": blocks("tunes some weights only; Luthier tunes all, or LoRA adapters"),
-    "lisa_n_layers": blocks("tunes some layers in turn (LISA); Luthier tunes all weights, or LoRA adapters"),
-    "lisa_step_interval": option_of("lisa_n_layers", "LISA is not there"),
-    "lisa_layers_attribute": option_of("lisa_n_layers", "LISA is not there"),
+    **each(grouped(), "unfrozen_parameters lisa_n_layers lisa_step_interval lisa_layers_attribute"),
     # quantised weights
     **each(grouped(), "load_in_4bit load_in_8bit bnb_config_kwargs"),
     "gptq": blocks("holds weights quantised by GPTQ; name the model that it was made from"),

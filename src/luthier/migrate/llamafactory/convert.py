@@ -11,6 +11,7 @@ from luthier.migrate.llamafactory.data import put_data
 from luthier.migrate.methods import put_gate, put_method, put_options, put_reference, put_smoothing
 from luthier.migrate.names import put_model, put_output
 from luthier.migrate.optimizers import put_optimizer
+from luthier.migrate.partial import put_badam, put_freeze
 from luthier.migrate.quantised import found_in, put_quant
 from luthier.migrate.readers import is_off, names, number, real, section, switch, text, whole
 from luthier.migrate.schedules import Warmup, put_decay, put_schedule
@@ -141,20 +142,24 @@ def _put_weights(draft: Draft) -> None:
     kind = draft.get("finetuning_type", text, "lora")
     lora = "lora_rank lora_alpha lora_dropout lora_target additional_target use_rslora use_dora "
     lora += "loraplus_lr_ratio pissa_init pissa_iter"
-    freeze = "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules"
+    freeze = "freeze_trainable_layers freeze_trainable_modules freeze_extra_modules use_llama_pro"
     other = {"lora": lora, "freeze": freeze, "oft": "oft_rank oft_block_size oft_target module_dropout"}
     for owner, keys in other.items():
         for key in keys.split():
             if owner != kind and key in draft.given:
                 draft.needless(key, f"has no effect without finetuning_type: {owner}")
-    if kind in ("freeze", "oft"):
-        what = "tunes some layers only" if kind == "freeze" else "tunes by rotations (OFT)"
-        draft.block("finetuning_type", f"{what}; Luthier tunes all weights, or LoRA adapters")
+    put_badam(draft, whole_weights=kind == "full")
+    if kind == "freeze":
+        put_freeze(draft)
+    if kind == "oft":
+        draft.block(
+            "finetuning_type", "tunes by rotations (OFT); Luthier tunes all weights, or LoRA adapters"
+        )
         return
-    if kind not in ("lora", "full"):
+    if kind not in ("lora", "full", "freeze"):
         draft.block("finetuning_type", f"{kind} is not known; it is lora, full, freeze or oft")
         return
-    if "finetuning_type" in draft.given:
+    if "finetuning_type" in draft.given and kind != "freeze":
         draft.find("finetuning_type", Kind.MAPPED, "", "lora" if kind == "lora" else None)
     start = draft.get("adapter_name_or_path", names, [])
     fresh = draft.get("create_new_adapter", switch, False)

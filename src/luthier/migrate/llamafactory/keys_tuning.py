@@ -8,7 +8,6 @@ _IMAGES = "trains parts of an image or sound model; Luthier trains on text only"
 _LAYERWISE = "weights are updated together, after the backward pass"
 _TARGETS = "holds for all hidden matrices"
 _SIDES = "the shorter side of a matrix is projected"
-_BADAM = "BAdam is not there: all chosen weights are tuned in every step"
 _LOSS = "is no option of the method here"
 _SWANLAB = "nothing is sent to SwanLab; the run's folder has its metrics and report"
 
@@ -33,7 +32,7 @@ KEYS: dict[str, Rule] = {
     "freeze_trainable_layers": grouped(),
     "freeze_trainable_modules": grouped(),
     "freeze_extra_modules": grouped(),
-    "use_llama_pro": blocks("tunes added blocks only (LLaMA-Pro), which Luthier does not have"),
+    "use_llama_pro": grouped(),
     "module_dropout": grouped(),
     "oft_rank": grouped(),
     "oft_block_size": grouped(),
@@ -79,10 +78,9 @@ KEYS: dict[str, Rule] = {
     "apollo_proj_type": option_of("use_apollo", _SIDES, "std"),
     "apollo_layerwise": option_of("use_apollo", _LAYERWISE),
     "apollo_scale_front": option_of("use_apollo", "updates are scaled once, behind"),
-    "use_badam": absent(_BADAM),
     **each(
-        option_of("use_badam", _BADAM),
-        "badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio "
+        grouped(),
+        "use_badam badam_mode badam_start_block badam_switch_mode badam_switch_interval badam_update_ratio "
         "badam_mask_mode badam_verbose",
     ),
     "use_adam_mini": grouped(),
