@@ -150,6 +150,10 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         values.pop("quant", None)
     else:
         values.pop("tune", None)
+        values.get("optim", {}).pop("stochastic_rounding", None)
+    values.get("quant", {}).pop("products", None)
+    if "quant" in values or lora.get("dropout") or lora.get("dora") or values["model"].get("compile"):
+        values.pop("qat", None)
     if draw(st.booleans()):
         values["method"] = {
             "name": "./mine.py",

@@ -65,7 +65,8 @@ def test_a_short_form_sets_its_key_and_keeps_the_rest(section):
         "method": "sft",
         **({} if section == "tune" else {"lora": {}}),
     }
-    value = {"schedule": "wsd", "method": "sft", "quant": "int8", "tune": "lisa"}.get(section, "other")
+    chosen = {"schedule": "wsd", "method": "sft", "quant": "int8", "qat": "int8", "tune": "lisa"}
+    value = chosen.get(section, "other")
     changed = config_from_dict(before, [f"{section}={value}"])
     assert changed == config_from_dict(before, [f"{section}.{key}={value}"])
     kept = {name: getattr(changed, name) for name in Config.model_fields if name != section}

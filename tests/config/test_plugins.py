@@ -126,7 +126,7 @@ def test_options_are_resolved_with_their_defaults():
 
 
 def test_the_resolved_options_build_the_plugin():
-    beside = {"quant": {"lora": {}, "quant": "nf4"}, "tune": {"tune": "lisa"}}  # sections that may be absent
+    beside = {"quant": {"lora": {}, "quant": "nf4"}, "qat": {"qat": "q4_0"}, "tune": {"tune": "lisa"}}
     for section in KINDS:
         chosen = getattr(config_from_dict({**BASE, **beside.get(section, {})}), section)
         cls = load_plugin(importlib.import_module(f"luthier.{KINDS[section]}"), chosen.name)

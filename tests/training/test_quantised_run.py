@@ -53,6 +53,24 @@ def test_a_run_learns_and_its_model_is_what_was_trained(tmp_path: Path) -> None:
         export(result.folder, "merged", tmp_path / "x", "new")
 
 
+@pytest.mark.parametrize("name", ["int8", "fp8"])
+def test_products_in_8_bits_learn_like_decoded_weights(name: str, tmp_path: Path) -> None:
+    losses = []
+    for products in (False, True):
+        said: list[str] = []
+        told = config(tmp_path, f"run-{products}", quant={"name": name, "products": products})
+        result = run(told, say=said.append)
+        assert any(line.startswith("2 of 2 layers fused") for line in said)
+        losses.append(
+            [loss for _, loss in series(read_metrics(result.folder / "metrics.jsonl"), "train", "loss")]
+        )
+    decoded, in_8_bits = (torch.tensor(found) for found in losses)
+    assert in_8_bits[-1] < in_8_bits[0] - 0.3 and not torch.equal(decoded, in_8_bits)
+    torch.testing.assert_close(in_8_bits, decoded, rtol=0.02, atol=0.02)
+    with pytest.raises(ConfigError, match=r"quant\.products is true, but quant\.name: nf4"):
+        config(tmp_path, "wrong", quant={"name": "nf4", "products": True})
+
+
 def test_weights_that_no_adapter_is_on_are_merged_as_they_were_stored(tmp_path: Path) -> None:
     result = run(config(tmp_path, "run", lora={"target": ["q_proj"], "dropout": 0.0}), say=lambda line: None)
     export(result.folder, "merged", None)

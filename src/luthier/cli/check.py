@@ -167,10 +167,11 @@ def _given(tune: TuneSection) -> dict[str, object]:
 
 def _weights(config: Config) -> str:
     lora = config.lora
+    rounded = f"; rounded to {_named(config.qat.name, config.qat.options)}" if config.qat else ""
     if config.tune is not None:
-        return f"some are tuned: {_named(config.tune.name, _given(config.tune))}"
+        return f"some are tuned: {_named(config.tune.name, _given(config.tune))}{rounded}"
     if lora is None:
-        return "all are tuned"
+        return f"all are tuned{rounded}"
     alpha = lora.alpha if lora.alpha is not None else 2 * lora.rank
     target = (
         "all linear layers"
@@ -186,7 +187,7 @@ def _weights(config: Config) -> str:
     begun = f", started by {lora.init}" if lora.init != "kaiming" else ""
     kind = "DoRA" if lora.dora else "LoRA"
     stored = f"; all else frozen in {_named(config.quant.name, config.quant.options)}" if config.quant else ""
-    return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}{stored}"
+    return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}{stored}{rounded}"
 
 
 def _evaluation(config: Config) -> str:

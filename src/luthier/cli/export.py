@@ -65,6 +65,10 @@ def command(
         target = out if out is not None else folder.path / "gguf" / f"{folder.path.name}-{kind}.gguf"
         _to_gguf(config, folder, target, kind, base)
     print(f"{'merged model' if kind is None else 'GGUF'}: {target}")
+    if config.qat is not None and config.qat.name != kind:
+        print(
+            f"This run was trained for {config.qat.name}, so {kind or '16 bit'} is not what it learned to bear."
+        )
     if config.quant is not None and not whole:
         print(_which_base(config.quant.name, base))
 
@@ -99,9 +103,10 @@ def _to_gguf(config: "Config", folder: "RunFolder", target: Path, kind: str, bas
 
     if target.exists():
         raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
+    exact = _left_exact(config)
     if folder.model.is_dir():
         with _bar("writing") as progress:
-            write_gguf(folder.model, target, kind, name=folder.path.name, progress=progress)
+            write_gguf(folder.model, target, kind, name=folder.path.name, exact=exact, progress=progress)
         return
     if has_other_head(folder.adapter):
         raise ConfigError(
@@ -112,7 +117,14 @@ def _to_gguf(config: "Config", folder: "RunFolder", target: Path, kind: str, bas
         merged = Path(scratch) / folder.path.name
         _merge(config, folder.adapter, merged, base, wide=True)
         with _bar("writing") as progress:
-            write_gguf(merged, target, kind, name=folder.path.name, progress=progress)
+            write_gguf(merged, target, kind, name=folder.path.name, exact=exact, progress=progress)
+
+
+def _left_exact(config: "Config") -> list[str]:
+    """Layers that a run for few bits did not round, by their names: they are not stored in these either."""
+    if config.qat is None:
+        return []
+    return [*config.qat.skip, *(config.lora.modules_to_save if config.lora else ())]
 
 
 @contextmanager

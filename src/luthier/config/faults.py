@@ -94,7 +94,9 @@ def unknown(path: KeyPath, siblings: Iterable[str]) -> str:
     everywhere = [*all_keys(), *_option_keys()]
     same_name = [known for known in everywhere if known.rpartition(".")[2] == key]
     meant = _ELSEWHERE.get(key.lower())
-    if len(same_name) == 1:
+    if dotted(path) in same_name:
+        meant = dotted(path)
+    elif len(same_name) == 1:
         meant = same_name[0]
     elif near is not None:
         meant = dotted((*path[:-1], near))

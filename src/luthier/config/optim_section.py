@@ -45,6 +45,10 @@ class OptimSection(Section):
     lr: Annotated[float, Field(ge=0)] | None = None
     """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
 
+    stochastic_rounding: bool = False
+    """For bfloat16 weights, all of them trained: no fp32 masters, which saves 4 bytes a weight. Each update is rounded
+    up or down by chance, so that it arrives in the mean."""
+
     groups: list[GroupSection] = Field(default_factory=list)
     """Weights with a learning rate or a weight decay of their own, such as `[{match: embeddings, lr: 5e-5}]`."""
 

@@ -23,7 +23,13 @@ from luthier.config.section import Section
 from luthier.config.words import Schema, did_you_mean
 from luthier.errors import ConfigError
 
-KINDS = {"method": "methods", "optim": "optim", "quant": "kernels.quant", "tune": "models.tuning"}
+KINDS = {
+    "method": "methods",
+    "optim": "optim",
+    "quant": "kernels.quant",
+    "qat": "kernels.quant",
+    "tune": "models.tuning",
+}
 """The sections with plugins, and the package that holds the files of each."""
 
 _BOUNDS = {

@@ -16,6 +16,7 @@ from luthier.config.forms import KeysAlone, Shorthand
 from luthier.config.lora_section import LoraSection
 from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
+from luthier.config.qat_section import QatSection, qat_clashes
 from luthier.config.quant_section import QuantSection
 from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
@@ -304,6 +305,7 @@ class Config(Section):
     lora: LoraSection | None = None
     quant: Annotated[QuantSection | None, Shorthand("name")] = None
     tune: Annotated[TuneSection | None, Shorthand("name")] = None
+    qat: Annotated[QatSection | None, Shorthand("name")] = None
     optim: OptimSection = OptimSection()
     schedule: Annotated[ScheduleSection, Shorthand("name")] = ScheduleSection()
     train: TrainSection = TrainSection()
@@ -339,6 +341,14 @@ class Config(Section):
             problems.append(Problem("quant", text))
         if self.lora:
             problems += beside_adapters(self.tune, in_backward=self.train.optimizer_in_backward)
+        if self.optim.stochastic_rounding and self.lora:
+            text = (
+                "optim.stochastic_rounding is true, but adapters (section lora) are fp32: nothing is rounded; leave "
+                "it out"
+            )
+            problems.append(Problem("optim.stochastic_rounding", text))
+        if self.qat:
+            problems += qat_clashes(self.qat, self.lora, self.quant, compiled=self.model.compile)
         if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "

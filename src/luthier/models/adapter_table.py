@@ -5,6 +5,7 @@ from torch import nn
 from luthier.models.fused.fuse import Fusion
 from luthier.models.lora import LoraLinear, adapters
 from luthier.models.lora_targets import inside, output_embeddings
+from luthier.models.rounded.linear import RoundedLinear
 
 
 def adapter_table(model: nn.Module, fusion: Fusion | None, why_plain: str) -> list[str]:
@@ -18,7 +19,9 @@ def adapter_table(model: nn.Module, fusion: Fusion | None, why_plain: str) -> li
     for name, module in adapters(model).items():
         if not isinstance(module, LoraLinear):
             continue
-        if name in fused:
+        if name in fused and isinstance(module.base, RoundedLinear):
+            how = "fused: rounded together with its weight"
+        elif name in fused:
             how = "fused: in the tails of its layer's matrix product"
         elif module is head:
             how = "one product with the head"

@@ -17,6 +17,7 @@ from luthier.models.load import load_model, load_tokenizer, resolve_model
 from luthier.models.new_tokens import make_room
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import Quantisation
+from luthier.models.rounded.apply import Rounded, chosen_rounding, round_linears
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ def load_for_inference(
     adapter_folder: Path | None = None
     revision: str | None = None
     quantisation: Quantisation | None = None
+    rounding: Rounded | None = None
     tokenizer_name = base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
@@ -56,6 +58,7 @@ def load_for_inference(
         keep = config.memory.keep_pages
         base, revision = config.model.name, config.model.revision
         quantisation = chosen(config)
+        rounding = chosen_rounding(config) if adapter else None
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
             tokenizer_name = str(adapter_folder)
@@ -80,6 +83,7 @@ def load_for_inference(
     model = load_model(
         resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where, quantisation
     )
+    round_linears(model, rounding)
     if adapter_folder is not None and adapter:
         attach_adapter(model, adapter_folder)
     tokenizer = _tokenizer(tokenizer_name, base, revision, offline)

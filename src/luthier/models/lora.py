@@ -24,6 +24,7 @@ from luthier.models.lora_patterns import in_layers, settings_of
 from luthier.models.lora_targets import match_saved, match_targets, owners
 from luthier.models.lora_weight import lora_scale, low_rank_update, updated
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.rounded.linear import RoundedLinear, Update
 from luthier.models.swap import put, untie
 from luthier.models.token_rows import TokenRows, token_holders
 from luthier.models.whole_module import WholeModule
@@ -154,6 +155,8 @@ class LoraLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.enabled:
             return self.base(x)
+        if isinstance(self.base, RoundedLinear):
+            return self.base.product(x, self.update())
         a_RK, b_MR = self.factors
         mask = dropout_mask(x, self.dropout) if self.training and self.dropout > 0 else None
         if self._base_is_plain():
@@ -168,6 +171,10 @@ class LoraLinear(nn.Module):
         if self.lora_magnitude is None:
             return y
         return self._lengthened(y if self.bias is None else y - self.bias)
+
+    def update(self) -> Update:
+        """What is added to the weight, for a base that rounds both together."""
+        return Update(*self.factors, self.scale, (self.lora_A, self.lora_B))
 
     def widened(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Input and weight [M, K + R] whose product is the layer's: y = [x | s·drop(x)·Aᵀ] · [W | B]ᵀ."""

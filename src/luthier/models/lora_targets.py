@@ -13,6 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.rounded.linear import RoundedLinear
 
 Matcher = Callable[[str, str], bool]
 
@@ -23,11 +24,11 @@ _CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.ParameterList, nn.ParameterDict)
 
 def is_linear(module: nn.Module) -> bool:
     """Whether LoRA can work on this module: nn.Linear or the transposed layer of GPT-2, with their own forward, or a
-    linear layer that is stored in few bits.
+    linear layer that is stored in few bits or rounded to them.
 
     Subclasses that compute something else, such as routers that return what they chose, are none.
     """
-    if isinstance(module, QuantLinear):
+    if isinstance(module, QuantLinear | RoundedLinear):
         return True
     if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, _NEVER_CALLED):
         return False

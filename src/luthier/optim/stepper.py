@@ -1,6 +1,7 @@
 """Runs optimizers over parameters: what they all need and none should do for itself.
 
-Weights of 16 bit follow masters in fp32, which keep updates that are too small for them. Adapters lie end to end
+Weights of 16 bit follow masters in fp32, which keep updates that are too small for them, or are rounded by chance
+(stochastic.py). Adapters lie end to end
 (gradients.py). A weight that never had a gradient is left alone, and has no state.
 """
 
@@ -15,6 +16,7 @@ from luthier.optim.average import Average
 from luthier.optim.gradients import Gradients, Home
 from luthier.optim.home_states import HomeStates
 from luthier.optim.pieces import About, Piece, is_scalar
+from luthier.optim.stochastic import StochasticRounding
 
 if TYPE_CHECKING:
     from luthier.optim.base import Algorithm
@@ -58,6 +60,8 @@ class Stepper(torch.optim.Optimizer):
             for home in homes
             if algorithm.elementwise
         }
+        self.rounding: StochasticRounding | None = None
+        """How bfloat16 weights take updates without masters; None: they have masters."""
         self.average: Average | None = None  # of the weights over steps, where that is what is kept
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self.gradients = Gradients(parameters, [home for homes in self._homes for home in homes])
@@ -83,6 +87,8 @@ class Stepper(torch.optim.Optimizer):
     def _update(self, number: int, homes: Sequence[Home], loose: Sequence[nn.Parameter]) -> None:
         """Updates weights of a group: whole homes, and parameters that have gradients of their own."""
         group, algorithm = self.param_groups[number], self.algorithms[number]
+        self._update_by_chance([p for p in loose if self._has_no_master(p)], group, algorithm)
+        loose = [p for p in loose if not self._has_no_master(p)]
         pieces = [piece for home in homes for piece in self._home_pieces(home)]
         pieces += [self._piece(p) for p in loose]
         steps = list({id(piece.step): piece.step for piece in pieces}.values())
@@ -95,6 +101,23 @@ class Stepper(torch.optim.Optimizer):
             torch._foreach_copy_(followers, masters)  # pyright: ignore[reportPrivateImportUsage]
         # lists and views are updated past the version counters that caches of a weight go by
         increment_version([*(p for home in homes for p in home.parameters), *loose])
+
+    def _update_by_chance(
+        self, parameters: Sequence[nn.Parameter], group: dict[str, Any], algorithm: "Algorithm"
+    ) -> None:
+        """Updates bfloat16 weights without masters, one after the other, so that one of them is in fp32 at a time."""
+        for parameter in parameters:
+            assert self.rounding is not None, "only then a weight has no master"
+            piece = self._piece(parameter)
+            piece.step.add_(1)
+            algorithm.update([piece], group["lr"], group["weight_decay"])
+            self.rounding.write(piece.weight, parameter, piece.about.number, int(piece.step))
+
+    def _has_no_master(self, parameter: nn.Parameter) -> bool:
+        """Whether a 16-bit weight goes without one; those of an earlier checkpoint keep theirs."""
+        if self.rounding is None or parameter.dtype is not torch.bfloat16:
+            return False
+        return "master" not in self.state.get(parameter, ())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients; those that lie end to end become zero whatever `set_to_none`."""
@@ -111,7 +134,7 @@ class Stepper(torch.optim.Optimizer):
         wide = torch.promote_types(parameter.dtype, torch.float32)
         like = torch.empty(parameter.shape, dtype=wide, device="meta")
         made = self._of[id(parameter)].start(like, self._about[id(parameter)])
-        master = like.nbytes if parameter.dtype != wide else 0
+        master = like.nbytes if parameter.dtype != wide and not self._has_no_master(parameter) else 0
         return master + sum(value.nbytes for value in made.values())
 
     @torch.no_grad()
@@ -122,7 +145,7 @@ class Stepper(torch.optim.Optimizer):
         found = {}
         for parameter, state in self.state.items():
             algorithm, about = self._of[id(parameter)], self._about[id(parameter)]
-            weight = state.get("master", parameter)
+            weight = self._wide(parameter)
             other = algorithm.shown(Piece(weight, weight, state, state["step"], about))
             if other is not None:
                 found[parameter] = other
@@ -150,10 +173,15 @@ class Stepper(torch.optim.Optimizer):
         if not self.state[parameter]:
             self.state[parameter] = self._new(parameter)
         state = self.state[parameter]
-        weight = state.get("master", parameter)
+        weight = self._wide(parameter)
         return Piece(
             weight, parameter.grad.to(weight.dtype), state, state["step"], self._about[id(parameter)]
         )
+
+    def _wide(self, parameter: nn.Parameter) -> Tensor:
+        """The weight, its master, or where there is none a copy, in fp32 (fp64 for fp64)."""
+        master = self.state[parameter].get("master", parameter)
+        return master.detach().to(torch.promote_types(master.dtype, torch.float32))
 
     def _new(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """States of a parameter before its first update."""
@@ -162,7 +190,9 @@ class Stepper(torch.optim.Optimizer):
         state: dict[str, Tensor] = {}
         weight = parameter.detach()
         if parameter.dtype != wide:
-            weight = state["master"] = weight.to(wide)
+            weight = weight.to(wide)
+            if not self._has_no_master(parameter):
+                state["master"] = weight
         state |= algorithm.start(weight, self._about[id(parameter)])
         return state | {"step": torch.zeros((), device=_place(algorithm, parameter))}
 

@@ -17,6 +17,7 @@ from luthier.models.policy import Policy
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import num_weights, storage_note
 from luthier.models.regional import compile_layers
+from luthier.models.rounded.apply import chosen_rounding, round_linears
 from luthier.models.tripwire import choose_policy
 from luthier.models.value_head import Head
 from luthier.parallel.cluster import Cluster
@@ -52,11 +53,14 @@ def build_policy(
     way = build_way(config)
     reshaped = way.reshape(model) if way is not None else ""
     tokens = _place_tokens(config, model)
+    rounding = chosen_rounding(config)
+    rounded = round_linears(model, rounding)
     choice = choose_policy(
         model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
     )
     policy = choice.policy
     notes = [reshaped] * bool(reshaped) + [tokens.note()] * bool(config.model.new_tokens)
+    notes += [rounding.note(rounded)] if rounding is not None else []
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
     notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say))
     notes += begin_adapters(config, policy, data.train)

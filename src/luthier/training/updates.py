@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 from torch import nn
 from transformers import PreTrainedModel
@@ -16,6 +17,7 @@ from luthier.optim.average import Average
 from luthier.optim.base import Algorithm
 from luthier.optim.schedules import Schedule
 from luthier.optim.stepper import Stepper
+from luthier.optim.stochastic import StochasticRounding
 from luthier.training.weights import about_weights, rules_of
 
 
@@ -53,6 +55,14 @@ def build_optimizer(
         rules_of(config, trained, model),
         about_weights(trained, model),
     )
+    if config.optim.stochastic_rounding:
+        kinds = {parameter.dtype for _, parameter in trained}
+        if torch.bfloat16 not in kinds:
+            raise ConfigError(
+                f"optim.stochastic_rounding is true, but the weights are {', '.join(map(str, kinds))}, which take "
+                "updates exactly. Set model.dtype: bfloat16, or leave it out."
+            )
+        optimizer.rounding = StochasticRounding(config.seed)
     if config.train.average is not None:
         weights = [parameter for _, parameter in trained]
         optimizer.average = Average(weights, config.train.average, config.train.average_from or 1)

@@ -31,6 +31,10 @@ class Scheme:
         """Writes the weight into `out_MK` (any float dtype, any row stride) and returns it."""
         raise NotImplementedError
 
+    def rounded(self, weight_MK: Tensor, out_MK: Tensor) -> Tensor:
+        """Writes what the weight decodes to once it is stored into `out_MK`, and returns that."""
+        return self.decode(self.encode(weight_MK), out_MK)
+
     def error(self) -> float:
         """Upper bound of |decoded - weight| / |weight| (Euclidean) for normally distributed weights."""
         raise NotImplementedError

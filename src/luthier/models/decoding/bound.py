@@ -1,8 +1,8 @@
 """A model taken apart for decoding: each layer's tensors, read from its modules as they are now.
 
 What a layer is made of is said by the files in models/families. Nothing is copied, so the weights that are read
-later are those of that moment (what is stored in few bits is decoded when it is used, into one buffer); modules that
-are exchanged (an adapter put on) need a new binding.
+later are those of that moment (what is stored in few bits is decoded when it is used, into one buffer; what is trained
+to be stored so is read rounded, as it is now); modules that are exchanged (an adapter put on) need a new binding.
 """
 
 import inspect
@@ -21,6 +21,7 @@ from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.rounded.linear import RoundedLinear
 from luthier.models.token_rows import TokenRows
 
 
@@ -219,11 +220,16 @@ def _linear(name: str, module: Any) -> BoundLinear:
     if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
     base: Any = module.base if isinstance(module, LoraLinear) else module
-    plain = isinstance(base, QuantLinear) or type(base) is nn.Linear
+    plain = type(base) in (QuantLinear, RoundedLinear, nn.Linear)
     if not plain or "forward" in vars(base) or base._forward_hooks:
         raise CannotBind(f"{name} is a {type(base).__name__}")
     weight_NK = base.stored if isinstance(base, QuantLinear) else base.weight.detach()
     bias_N = None if base.bias is None else base.bias.detach()
+    if isinstance(base, RoundedLinear):
+        if base.rounding.inputs is not None:
+            raise CannotBind(f"inputs of {name} are rounded")
+        adapted = isinstance(module, LoraLinear) and module.enabled
+        return BoundLinear(base.rounded(module.update() if adapted else None), bias_N)
     if isinstance(module, LoraLinear) and module.enabled:
         if module.dora:
             raise CannotBind(f"{name} has an adapter with lengths of its own (DoRA)")

@@ -15,10 +15,13 @@ from torch import Tensor, nn
 
 from luthier.kernels.attention import Forest
 from luthier.kernels.decoded_linears import DecodedLinears
+from luthier.kernels.eight_bit_linears import EightBitLinears
 from luthier.kernels.gated import KINDS
 from luthier.kernels.lengths import LengthenedLinears
 from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears, SeparateLinears
 from luthier.kernels.quant.base import Stored
+from luthier.kernels.rounded_linears import RoundedLinears
+from luthier.kernels.rounding import Rounding
 from luthier.kernels.workspace import Workspace
 from luthier.models.activations.levels import Level
 from luthier.models.activations.offload import HostStore
@@ -30,6 +33,7 @@ from luthier.models.fused.mlp_half import MlpHalf
 from luthier.models.fused.norm import BoundNorm
 from luthier.models.lora import LoraLinear, WholeModule
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.rounded.linear import RoundedLinear
 
 
 class CannotFuse(Exception):
@@ -232,12 +236,17 @@ def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace, *, pac
     hold all weights then, and what lies in one buffer would be copied out of it.
     """
     found = [_linear(name, layer.get_submodule(name)) for name in names]
+    roundings = {_rounding(layer.get_submodule(name)) for name in names}
+    if len(roundings) > 1:
+        raise CannotFuse(f"{names[0]} and its like are in part rounded")
+    if (rounding := roundings.pop()) is not None:
+        return RoundedLinears(found, rounding, workspace)
     stored = any(isinstance(part.weight_MK, Stored) for part in found)
     bare = not stored and all(part.update is None for part in found)
     if not any(_tuned(part) for part in found) and (pack or not bare):
         lengths = any(part.update is not None and part.update.magnitude_M is not None for part in found)
         plain = [replace(part, bias_M=None) for part in found] if lengths else found
-        group = DecodedLinears(plain, workspace) if stored else PackedLinears(plain)
+        group = _frozen([layer.get_submodule(name) for name in names], plain, workspace)
         group = LengthenedLinears(found, group) if lengths else group
         group.dropout, group.training = _dropout([layer.get_submodule(name) for name in names])
         return group
@@ -246,9 +255,21 @@ def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace, *, pac
     return SeparateLinears(found)
 
 
+def _frozen(modules: Sequence[nn.Module], parts: list[Linear], workspace: Workspace) -> PackedLinears:
+    """The group of layers that are not trained themselves, as they are stored. Raises CannotFuse."""
+    bases = [module.base if isinstance(module, LoraLinear) else module for module in modules]
+    in_8_bits = {isinstance(base, QuantLinear) and base.eight_bits for base in bases}
+    if len(in_8_bits) > 1:
+        raise CannotFuse("layers that read the same input are in part multiplied in 8 bits")
+    if in_8_bits.pop():
+        return EightBitLinears(parts)
+    stored = any(isinstance(part.weight_MK, Stored) for part in parts)
+    return DecodedLinears(parts, workspace) if stored else PackedLinears(parts)
+
+
 def _linear(name: str, module: nn.Module) -> Linear:
     base = module.base if isinstance(module, LoraLinear) else module
-    if not isinstance(base, QuantLinear) and type(base) is not nn.Linear:
+    if type(base) not in (QuantLinear, RoundedLinear, nn.Linear):
         raise CannotFuse(f"{name} is a {type(base).__name__}")
     weight_MK = base.stored if isinstance(base, QuantLinear) else base.weight
     if not isinstance(module, LoraLinear):
@@ -256,6 +277,12 @@ def _linear(name: str, module: nn.Module) -> Linear:
     start = None if module.start_A is None or module.start_B is None else (module.start_A, module.start_B)
     update = LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
     return Linear(weight_MK, base.bias, update)
+
+
+def _rounding(module: nn.Module) -> Rounding | None:
+    """How the layer's weight is rounded while it is trained."""
+    base = module.base if isinstance(module, LoraLinear) else module
+    return base.rounding if isinstance(base, RoundedLinear) else None
 
 
 def _tuned(part: Linear) -> bool:

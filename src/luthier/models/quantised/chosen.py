@@ -23,4 +23,4 @@ def chosen(config: Config) -> Quantisation | None:
     except ValidationError as error:
         raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
     whole = tuple(config.lora.modules_to_save) if config.lora is not None else ()
-    return Quantisation(scheme, section.name, tuple(section.skip), whole)
+    return Quantisation(scheme, section.name, tuple(section.skip), whole, section.products)

@@ -2,6 +2,8 @@
 
     y = x·Wᵀ + bias        W = decode(parts), made for the product and thrown away, in the backward pass once more
 
+Where products stay in 8 bits (`quant.products`), it is never decoded while it is trained beside.
+
 Shape suffixes: K inputs, M outputs, N rows.
 """
 
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from luthier.kernels import eight_bits
 from luthier.kernels.quant.base import Stored
 from luthier.kernels.workspace import Workspace
 
@@ -32,6 +35,8 @@ class QuantLinear(nn.Module):
         for name, part in stored.parts.items():
             self.register_buffer(PREFIX + name, part)
         self.bias = bias
+        self.eight_bits = False
+        """Whether products with the weight stay in 8 bits (kernels/eight_bits.py) where gradients are made."""
         self.scratch = Workspace()
         """Where the weight is decoded for a product; one for all layers of a model."""
 
@@ -51,7 +56,7 @@ class QuantLinear(nn.Module):
         return self.stored.device
 
     def forward(self, x: Tensor) -> Tensor:
-        y = _Product.apply(x, self)
+        y = _Product.apply(x, self, self.eight_bits and (self.training or torch.is_grad_enabled()))
         assert isinstance(y, Tensor)
         return y if self.bias is None else y + self.bias
 
@@ -79,13 +84,21 @@ class _Product(torch.autograd.Function):
     """x·Wᵀ with W decoded anew in each direction, so that the graph holds no decoded weight."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, layer: QuantLinear) -> Tensor:
-        ctx.layer = layer
+    def forward(ctx: Any, x: Tensor, layer: QuantLinear, in_8_bits: bool) -> Tensor:
+        ctx.layer, ctx.in_8_bits = layer, in_8_bits
+        if in_8_bits:
+            out = x.new_empty(*x.shape[:-1], layer.out_features)
+            eight_bits.forward(x.reshape(-1, x.shape[-1]), layer.stored, out.view(-1, layer.out_features))
+            return out
         return F.linear(x, layer.decoded(x))
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         if not ctx.needs_input_grad[0]:
-            return None, None
-        return grads[0] @ ctx.layer.decoded(grads[0]), None
+            return None, None, None
+        grad, layer = grads[0], ctx.layer
+        if ctx.in_8_bits:
+            of_x = eight_bits.input_gradient(grad.reshape(-1, grad.shape[-1]), layer.stored)
+            return of_x.view(*grad.shape[:-1], layer.in_features), None, None
+        return grad @ layer.decoded(grad), None, None

@@ -18,6 +18,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from luthier.allocator import give_back
 from luthier.errors import ModelError
+from luthier.kernels import eight_bits
 from luthier.kernels.quant.base import Scheme, store
 from luthier.kernels.workspace import Workspace
 from luthier.models.lora_targets import inside, linear_names, named, output_embeddings
@@ -43,6 +44,8 @@ class Quantisation:
     """Modules that stay as they are; a name stands for every module whose full name equals it or ends in it."""
     whole: tuple[str, ...] = ()
     """Modules that stay because they are trained whole, if there are such."""
+    products: bool = False
+    """Whether products with stored weights stay in 8 bits."""
 
 
 def load_quantised(
@@ -81,7 +84,11 @@ def load_quantised(
     _forget_quantizer(model)
     scratch = Workspace()
     for module in quantised(model).values():
-        module.scratch = scratch
+        module.scratch, module.eight_bits = scratch, quantisation.products
+        if quantisation.products and (why := eight_bits.why_not(module.stored)):
+            raise ModelError(
+                f"quant.products: products with {quantisation.name} cannot stay in 8 bits: {why}."
+            )
     if not quantised(model):
         raise ModelError(
             f"quant: {quantisation.name} stores no layer of this model: it has no plain linear layer besides the one "
@@ -121,13 +128,14 @@ def storage_note(model: nn.Module, name: str) -> str:
     )
 
 
-def names_to_store(model: nn.Module, quantisation: Quantisation) -> set[str]:
-    """Full names of the linear layers that will be stored. Raises ModelError for a name in `skip` without a module."""
+def names_to_store(model: nn.Module, quantisation: Quantisation, section: str = "quant") -> set[str]:
+    """Full names of the linear layers that will be stored. Raises ModelError for a name in `skip`, which stands in that
+    section of the config, without a module."""
     paths = [path for path, _ in model.named_modules() if path]
     missing = [name for name in quantisation.skip if not any(named(name, path) for path in paths)]
     if missing:
         linear = ", ".join(sorted({name.rpartition(".")[2] for name in linear_names(model)}))
-        raise ModelError(f"quant.skip: no module is named {', '.join(missing)}. Linear layers: {linear}.")
+        raise ModelError(f"{section}.skip: no module is named {', '.join(missing)}. Linear layers: {linear}.")
     head = output_embeddings(model)
     stay = (*quantisation.skip, *quantisation.whole, *HEADS)
     skipped = {path for path in paths if any(named(name, path) for name in stay)}

@@ -1,0 +1,1 @@
+"""Models that are trained as if their linear layers were stored in few bits already (`qat`)."""

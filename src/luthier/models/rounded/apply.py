@@ -1,0 +1,70 @@
+"""How a model is rounded while it is trained, as a config says."""
+
+from dataclasses import dataclass
+
+from pydantic import ValidationError
+from torch import nn
+
+import luthier.kernels.quant
+from luthier.config.plugins import load_plugin
+from luthier.config.tree import Config
+from luthier.errors import ConfigError, ModelError
+from luthier.kernels.rounding import Rounding
+from luthier.models.quantised.load import Quantisation, names_to_store
+from luthier.models.rounded.linear import RoundedLinear
+from luthier.models.swap import put
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """Which layers are rounded how."""
+
+    rounding: Rounding
+    which: Quantisation
+
+    def note(self, names: list[str]) -> str:
+        """What a person should be told of it."""
+        inputs = {None: "", "int8": ", their inputs to 8 bits a token", "q8_0": ", their inputs to Q8_0"}
+        return f"trained for {self.which.name}: {len(names)} linear layers rounded to it{inputs[self.rounding.inputs]}"
+
+
+def chosen_rounding(config: Config) -> Rounded | None:
+    """What the section `qat` asks for; None if it is absent. Modules that are trained whole stay as they are.
+
+    Raises:
+        ConfigError: there is no such scheme, or options that do not go together.
+    """
+    section = config.qat
+    if section is None:
+        return None
+    try:
+        scheme = load_plugin(luthier.kernels.quant, section.name)(**section.options)
+    except ValidationError as error:
+        raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
+    whole = tuple(config.lora.modules_to_save) if config.lora is not None else ()
+    which = Quantisation(scheme, section.name, tuple(section.skip), whole)
+    return Rounded(Rounding(scheme, section.inputs), which)
+
+
+def round_linears(model: nn.Module, rounded: Rounded | None) -> list[str]:
+    """Rounds linear layers from now on, in place; their full names. None: nothing is done.
+
+    To be called before adapters are put on. The layer that makes logits, embeddings and what `qat.skip` names stay as
+    they are, as in files for llama.cpp.
+
+    Raises:
+        ModelError: there is none that can be rounded so, or `qat.skip` names none.
+    """
+    if rounded is None:
+        return []
+    names = sorted(names_to_store(model, rounded.which, "qat"))
+    if not names:
+        raise ModelError(
+            f"qat: {rounded.which.name} rounds no layer of this model: it has no plain linear layer besides the one "
+            "that makes logits and those of qat.skip, or their shapes do not fit. Leave out the section qat."
+        )
+    for name in names:
+        plain = model.get_submodule(name)
+        assert isinstance(plain, nn.Linear)
+        put(model, name, RoundedLinear.around(plain, rounded.rounding))
+    return names
