@@ -60,7 +60,7 @@ def rank(
         progress(done, len(weights), name)
         flat = weight.detach().contiguous().flatten().cpu()
         key = hashlib.sha256(f"{weight.dtype}:{tuple(weight.shape)}".encode())
-        key.update(memoryview(flat.view(torch.uint8).numpy()))
+        key.update(flat.view(torch.uint8).numpy().tobytes())
         kept = cache_folder("spectrum") / f"{key.hexdigest()[:32]}.json"
         if not kept.is_file():
             kept.parent.mkdir(parents=True, exist_ok=True)
