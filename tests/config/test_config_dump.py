@@ -132,14 +132,24 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
         values.setdefault(name, {})
         values[name] |= {key: draw(values_for(properties[key])) for key in needed}
         values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
-    lora = values.get("lora", {})
-    lora.pop("start", None)  # takes the place of all others
-    if "init" in lora:
-        lora["init"] = draw(st.sampled_from(known_inits()))
-    if isinstance(lora.get("layers"), str):
-        lora["layers"] = draw(st.sampled_from(["8-15", "8-", "last 4"]))
-    for key in {"ranks", "alphas"} & lora.keys():
-        lora[key] = {re.escape(name): value for name, value in lora[key].items()}
+    lora: dict[str, Any] = values.get("lora", {})
+    for key in draw(st.sampled_from([("adapters", "experts"), ("restart", "dora", "experts")])):
+        if {"adapters", "restart"} & lora.keys():
+            lora.pop(key, None)  # they do not go together
+    if "adapters" in lora:
+        lora["adapters"] = {f"name-{number}": one for number, one in enumerate(lora["adapters"].values())}
+        lora = {key: value for key, value in lora.items() if key not in ("bias", "dora", "restart")}
+        values["lora"] = lora
+    for one in [lora, *lora.get("adapters", {}).values()]:
+        one.pop("start", None)  # takes the place of all others
+        one.pop("train", None)
+        one.pop("eva_rho", None)
+        if "init" in one:
+            one["init"] = "kaiming" if "restart" in one else draw(st.sampled_from(known_inits()))
+        if isinstance(one.get("layers"), str):
+            one["layers"] = draw(st.sampled_from(["8-15", "8-", "last 4"]))
+        for key in {"ranks", "alphas"} & one.keys():
+            one[key] = {re.escape(name): value for name, value in one[key].items()}
     data = values["data"]
     if data.get("sets"):
         del data["path"]

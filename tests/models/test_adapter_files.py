@@ -248,14 +248,13 @@ def test_a_loaded_adapter_can_be_frozen_and_fp16_files_become_fp32_masters(tmp_p
 
 
 UNSUPPORTED: list[tuple[dict[str, Any], str]] = [
-    ({"bias": "lora_only"}, "bias='lora_only'"),
+    ({"bias": "boft_only"}, "bias='boft_only'"),
     ({"lora_bias": True}, "lora_bias=True"),
     ({"peft_type": "IA3"}, "peft_type='IA3'"),
     ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa'"),
-    ({"target_parameters": ["w"]}, "target_parameters=['w']"),
     ({"layer_replication": [[0, 1]]}, "layer_replication=[[0, 1]]"),
     ({"of_the_future": 3}, "of_the_future=3"),
-    ({"lora_bias": True, "bias": "all"}, "bias='all', lora_bias=True"),
+    ({"lora_bias": True, "bias": "some"}, "bias='some', lora_bias=True"),
 ]
 
 
@@ -301,16 +300,18 @@ def test_all_mismatches_are_told_at_once_and_nothing_changes(tmp_path: Path) -> 
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
-def test_an_adapter_of_another_model_or_on_embeddings_is_refused(tmp_path: Path) -> None:
+def test_an_adapter_of_another_model_or_on_norms_is_refused(tmp_path: Path) -> None:
     save_adapter(taught("gpt2"), tmp_path, base_name="some/base")
     with pytest.raises(ModelError, match=r"unexpected: transformer\.h\.0\.attn\.c_attn\.lora_A\.weight"):
         load_adapter(build("llama"), tmp_path)
-    theirs = peft.get_peft_model(build("llama"), peft.LoraConfig(target_modules=["embed_tokens"]))
-    theirs.save_pretrained(str(tmp_path / "embeddings"), save_embedding_layers=False)
-    with pytest.raises(
-        ModelError, match=r"model\.embed_tokens is of class Embedding; LoRA is read for linear"
+    for changes, message in (
+        ({"target_modules": ["q_proj", "norm"]}, r"model\.norm is of class LlamaRMSNorm; LoRA is read"),
+        ({"target_parameters": ["w"]}, "target_parameters names w, which is no stacked weight"),
     ):
-        load_adapter(build("llama"), tmp_path / "embeddings")
+        save_adapter(taught("llama"), tmp_path / "norm", base_name="some/base")
+        edit_config(tmp_path / "norm", **changes)
+        with pytest.raises(ModelError, match=message):
+            load_adapter(build("llama"), tmp_path / "norm")
 
 
 def test_broken_folders_are_explained(tmp_path: Path) -> None:

@@ -295,10 +295,10 @@ BAD: list[tuple[dict[str, Any], list[str]]] = [
     ),
     ({"target": "(q_proj"}, ["lora.target: '(q_proj' is not a regular expression: missing )"]),
     (
-        {"target": ["embed_tokens"]},
-        ["model.embed_tokens is of class Embedding, not a linear layer", "move it to lora.modules_to_save"],
+        {"target": ["norm"]},
+        ["model.norm is of class LlamaRMSNorm, neither a linear layer", "move it to lora.modules_to_save"],
     ),
-    ({"target": ".*"}, ["model is of class LlamaModel, not a linear layer", "... and"]),
+    ({"target": ".*"}, ["model is of class LlamaModel, neither a linear layer", "... and"]),
     (
         {"modules_to_save": ["head"]},
         ["lora.modules_to_save: no module is named 'head'; the nearest: lm_head."],
@@ -342,7 +342,7 @@ def test_layers_whose_forward_never_runs_are_no_targets() -> None:
     """nn.MultiheadAttention reads the weight of its projection: an adapter there would silently do nothing."""
     model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2), "up": nn.Linear(4, 4)})
     assert apply_lora(model, rank=2).targets == ("up",)
-    with pytest.raises(ModelError, match="NonDynamicallyQuantizableLinear, not a linear layer"):
+    with pytest.raises(ModelError, match="NonDynamicallyQuantizableLinear, neither a linear layer"):
         apply_lora(nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)}), rank=2, target=["out_proj"])
 
 

@@ -13,7 +13,7 @@ from lora_models import build, difference, in_peft, logits, teach
 from luthier.config.lora_section import known_inits
 from luthier.errors import ModelError
 from luthier.kernels.linears import Linears
-from luthier.models import lora
+from luthier.models import lora_linear
 from luthier.models.activations.levels import Level
 from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.adapter_table import adapter_table
@@ -286,7 +286,7 @@ def fixed_mask(like: Tensor, p: float) -> Tensor:
 def test_fused_dropout_is_plain_dropout(
     family: str, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lora, "dropout_mask", lambda x, p: (fixed_mask(x, p) / (1 - p)).to(x.dtype))
+    monkeypatch.setattr(lora_linear, "dropout_mask", lambda x, p: (fixed_mask(x, p) / (1 - p)).to(x.dtype))
     monkeypatch.setattr(
         Linears,
         "draw_mask",

@@ -13,6 +13,8 @@ from luthier.config.lora_section import known_inits
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, Interrupted
 from luthier.models.adapter_plan import WEIGHTS_NAME
+from luthier.models.inference import load_for_inference
+from luthier.models.lora import adapter_names
 from luthier.runs.metrics import read_metrics
 from luthier.training.loop import Trainer
 from tiny_runs import tiny_config
@@ -22,6 +24,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dora": {"dora": True, "init": "pissa"},
     "frozen a": {"train_a": False, "plus_ratio": 4.0},
     "ranks": {"ranks": {"down_proj": 2}, "layers": "1-"},
+    "eva ranks": {"init": "eva", "eva_rho": 2.0},
+    "two": {"adapters": {"style": {"rank": 4, "target": ["q_proj", "v_proj"]}}},
+    "restarts": {"restart": {"times": 2, "every": 2, "warmup": 1}},
+    "embeddings": {"dropout": 0.0, "target": ["embed_tokens", "lm_head", "q_proj"]},
 }
 PLAIN: dict[str, Any] = {"rank": 16, "dropout": 0.0}
 """The defaults, in the place of what tiny_config has."""
@@ -65,8 +71,9 @@ def test_it_learns_and_resumes_bit_for_bit(
     rows = read_metrics(whole.folder / "metrics.jsonl")
     losses = [row["loss"] for row in rows if row["kind"] == "train" and "loss" in row]
     assert losses[-1] < losses[0] - 0.05
-    table = [line for line in "\n".join(said).splitlines() if "rank 4" in line and "alpha" in line]
-    assert table and all("; fused: " in line for line in table)
+    table = [line for line in "\n".join(said).splitlines() if "rank " in line and "alpha" in line]
+    plain = ("lm_head", "embed_tokens")
+    assert table and all("; fused: " in line for line in table if not line.strip().startswith(plain))
     config = config_of(folder, f"{variant} stopped".replace(" ", "-"), lora)
     with monkeypatch.context() as patch:
         stop_after(3, patch)
@@ -124,6 +131,14 @@ def test_a_frozen_a_stays(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("lora", "message"),
     [
+        ({"restart": {}, "init": "pissa"}, "lora.init is given, and lora.restart"),
+        ({"adapters": {"a": {}}, "dora": True}, "lora.dora is given"),
+        ({"adapters": {"a/b": {}}}, "letters, digits"),
+        ({"adapters": {"a": {"layers": "x"}}}, "lora.adapters.a.layers"),
+        ({"adapters": {"a": {"start": ".", "rank": 3}}}, "lora.adapters.a.rank is given"),
+        ({"eva_rho": 2.0}, "lora.init is kaiming"),
+        ({"experts": True, "dropout": 0.1}, "stacked experts cannot have"),
+        ({"bias": "some"}, "lora.bias"),
         ({"init": "pisa"}, "did you mean pissa"),
         ({"layers": "4..8"}, "write a range"),
         ({"ranks": {"(": 4}}, "no regular expression"),
@@ -146,3 +161,46 @@ def test_what_was_saved_says_twice_the_rank(folder: Path) -> None:
     run = luthier.train(config_of(folder, "twice", {"rank": 4, "init": "olora"}), say=lambda line: None)
     settings = json.loads((run.trained / "adapter_config.json").read_text())
     assert (settings["r"], settings["lora_alpha"], settings["use_dora"]) == (8, 16, False)
+
+
+def test_several_are_saved_apart_and_one_may_be_frozen(folder: Path) -> None:
+    """A frozen one that there is stays to the bit, lies in a folder of its own, and is merged with the other."""
+    style = luthier.train(config_of(folder, "style", {"rank": 2}), say=lambda line: None)
+    lora = {"rank": 4, "adapters": {"style": {"start": str(style.folder), "train": False}}}
+    said: list[str] = []
+    run = luthier.train(config_of(folder, "with-style", lora), say=said.append)
+    before, after = tensors(style.trained), tensors(run.trained / "style")
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+    assert any("adapter style on" in line and "frozen" in line for line in said)
+    assert "style: rank 2, alpha 4" in "\n".join(said) and "A and B frozen" in "\n".join(said)
+    loaded = load_for_inference(str(run.folder), device="cpu")
+    assert adapter_names(loaded.model) == ["", "style"]
+    alone = load_for_inference(str(run.trained / "style"), device="cpu")
+    assert adapter_names(alone.model) == [""]
+
+
+def test_restarts_keep_what_was_learned_and_begin_anew(folder: Path) -> None:
+    lora = {"rank": 4, "restart": {"times": 2, "every": 2, "warmup": 1}}
+    said: list[str] = []
+    run = luthier.train(config_of(folder, "restarted", lora), say=said.append)
+    assert any("adapters begin anew after step 2, 4" in line for line in said)
+    settings = json.loads((run.trained / "adapter_config.json").read_text())
+    assert (settings["r"], settings["lora_alpha"]) == (12, 24)
+    name = next(name for name in tensors(run.trained) if "lora_B" in name)
+    b_MR = tensors(run.trained)[name]
+    assert all(b_MR[:, start : start + 4].any() for start in (0, 4, 8))
+    with pytest.raises(ConfigError, match=r"Lower lora.restart.times"):
+        luthier.train(
+            config_of(folder, "too-short", {"rank": 4, "restart": {"every": 9}}), say=lambda line: None
+        )
+
+
+def test_a_checkpoint_of_another_adapter_is_refused_with_what_differs(folder: Path) -> None:
+    first = luthier.train(
+        config_of(folder, "trunk", {"rank": 4}, checkpoint={"every": 3}), say=lambda line: None
+    )
+    config = config_of(
+        folder, "branch", {"rank": 8, "target": ["q_proj"]}, checkpoint={"start": str(first.folder)}
+    )
+    with pytest.raises(ConfigError, match=r"rank 4 there, 8 here.*lora.start"):
+        luthier.train(config, say=lambda line: None)

@@ -76,10 +76,11 @@ def _other_checks(config: Config) -> list[tuple[KeyPath, str]]:
         checks.append((("model", "name"), _model_fault(Path(config.model.name))))
     if config.teacher is not None and looks_like_path(config.teacher.name):
         checks.append((("teacher", "name"), _model_fault(Path(config.teacher.name))))
-    if config.lora is not None and config.lora.start is not None and not Path(config.lora.start).is_dir():
-        checks.append(
-            (("lora", "start"), f"{config.lora.start} is no folder{_similar(Path(config.lora.start))}")
-        )
+    for key, one in config.lora.each() if config.lora is not None else []:
+        if one.start is not None and not Path(one.start).is_dir():
+            checks.append(
+                ((*key.split("."), "start"), f"{one.start} is no folder{_similar(Path(one.start))}")
+            )
     if config.reference.name is not None and looks_like_path(config.reference.name):
         checks.append((("reference", "name"), _model_fault(Path(config.reference.name))))
     return checks

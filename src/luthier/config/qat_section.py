@@ -52,6 +52,10 @@ def qat_clashes(
     if lora is not None and lora.dora:
         text = "lora.dora is true, but with qat there are no trained lengths; set it to false"
         found.append(Problem("lora.dora", text))
+    besides = {} if lora is None else {"adapters": bool(lora.adapters), "bias": lora.bias != "none"}
+    for key in (key for key, given in besides.items() if given):
+        text = f"lora.{key} is given, but with qat a weight is rounded together with one update alone; leave it out"
+        found.append(Problem(f"lora.{key}", text))
     if compiled:
         text = "model.compile is true, but rounded layers (qat) are not made for it; set it to false"
         found.append(Problem("model.compile", text))

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from luthier.config.data_section import DataSection
 from luthier.config.forms import KeysAlone, Shorthand
-from luthier.config.lora_section import LoraSection
+from luthier.config.lora_section import LoraSection, no_restarts
 from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.problems import Problem, impossible
 from luthier.config.qat_section import QatSection, qat_clashes
@@ -349,6 +349,8 @@ class Config(Section):
             problems.append(Problem("optim.stochastic_rounding", text))
         if self.qat:
             problems += qat_clashes(self.qat, self.lora, self.quant, compiled=self.model.compile)
+        if self.lora and self.lora.restart and (fault := no_restarts(self.train)):
+            problems.append(Problem("lora.restart", fault))
         if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "

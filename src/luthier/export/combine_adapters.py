@@ -24,9 +24,11 @@ from luthier.models.adapter_plan import (
     PREFIX,
     WEIGHTS_NAME,
     AdapterFiles,
+    further_adapters,
     read_adapter,
     scale_of,
 )
+from luthier.models.adapter_shapes import PARAMETERS
 from luthier.runs.atomic import atomic_folder
 
 Factors = tuple[Tensor, Tensor]
@@ -133,6 +135,16 @@ def _factors(files: AdapterFiles) -> dict[str, Factors]:
         raise ModelError(
             f"{files.folder} has more than low-rank updates (such as {others[0]}), which cannot be added up with "
             "others. Merge it into its base model (`luthier export`) instead."
+        )
+    if files.config.get(PARAMETERS):
+        raise ModelError(
+            f"{files.folder} has adapters on stacked experts, which cannot be added up with others. Merge it into "
+            "its base model (`luthier export`) instead."
+        )
+    if others := further_adapters(files.folder):
+        raise ModelError(
+            f"{files.folder} was saved with other adapters, in the folders {', '.join(others)}. Which are meant? "
+            "`luthier export` merges all of them; to combine single ones, move each into a folder of its own."
         )
     found = {}
     for key, a_RK in files.tensors.items():

@@ -27,13 +27,17 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError, RunError
 from luthier.kernels.quant.base import Scheme, store
-from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_adapter, read_adapter
+from luthier.models.adapter_files import attach_adapter
+from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_all, read_adapter
 from luthier.models.checkpoint_names import checkpoint_names
+from luthier.models.compat import bars_on_terminals_only, plain_attention
+from luthier.models.load import load_model
+from luthier.models.lora import merge_adapters
 from luthier.models.lora_targets import owners
 from luthier.models.lora_weight import updated
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
-from luthier.models.quantised.load import Quantisation, names_to_store
+from luthier.models.quantised.load import Quantisation, names_to_store, open_all
 from luthier.runs.atomic import atomic_folder, check_room
 
 Progress = Callable[[int, int, str], None]
@@ -111,7 +115,10 @@ def merge_to_folder(
     skeleton = empty_model(base_folder)
     files = read_adapter(adapter_folder)
     before = make_room(skeleton, rows_needed(skeleton, files.config, files.tensors))
-    plan = plan_adapter(skeleton, files)
+    plan = plan_all(skeleton, files)
+    if plan.experts:
+        _merge_loaded(base_folder, adapter_folder, out, quantisation)
+        return
     stored = names_to_store(skeleton, quantisation) if quantisation else set()
     scheme = quantisation.scheme if quantisation else None
     plain = {f"{name}.weight": scheme for name in stored}
@@ -130,6 +137,20 @@ def merge_to_folder(
             if progress is not None:
                 progress(done, len(shards), shard.name)
         _write_index(base_folder, partial, added)
+
+
+def _merge_loaded(base: Path, adapter: Path, out: Path, quantisation: Quantisation | None) -> None:
+    """The same with the whole model in memory: stacked experts are put together from many tensors on disk, which only
+    transformers takes apart again."""
+    kind = getattr(AutoConfig.from_pretrained(base, local_files_only=True), "dtype", None) or torch.float32
+    model = load_model(base, kind, torch.device("cpu"), quantisation)
+    attach_adapter(model, adapter)
+    merge_adapters(model)
+    open_all(model)
+    with atomic_folder(out, replace=False) as partial:
+        _copy_description(base, adapter, partial)
+        with plain_attention(model), bars_on_terminals_only():
+            model.save_pretrained(partial)
 
 
 def base_shards(folder: Path) -> dict[Path, list[str]]:
@@ -210,6 +231,7 @@ def _wanted(model: nn.Module, plan: AdapterPlan) -> tuple[dict[str, Change], dic
     apart = {*changes, *(f"{name}.weight" for name in plan.untied)}
     for group in plan.tokens:
         changes.update({f"{name}.weight": group for name in group.names})
+    changes.update({f"{name}.bias": tensor for name, tensor in plan.biases.items()})
     for name, weights in plan.saved.items():
         changes.update({f"{name}.{part}": tensor for part, tensor in weights.items()})
     groups = [[f"{path}.weight" for path in paths] for paths in owners(model).values() if len(paths) > 1]

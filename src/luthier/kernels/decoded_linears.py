@@ -27,6 +27,7 @@ class DecodedLinears(PackedLinears):
     def refresh(self) -> None:
         """Weights and updates are read anew when they are next needed."""
         self.workspace.forget(SHARED, self)
+        self._follow_biases()
 
     def unpack(self) -> None:
         """Nothing: the layers' weights are where they were."""

@@ -26,9 +26,12 @@ class EightBitLinears(PackedLinears):
     def refresh(self) -> None:
         """Brings the updates up to date."""
         for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
-            if (update := layer.update) is not None:
-                self.tail_RK[lows] = torch.cat(update.all_a) * update.scale
-                self.tail_MR[outs, lows] = torch.cat(update.all_b, 1).to(self.tail_MR.dtype)
+            if updates := layer.updates:
+                all_a = [a_RK * update.scale for update in updates for a_RK in update.all_a]
+                all_b = [b_MR for update in updates for b_MR in update.all_b]
+                self.tail_RK[lows] = torch.cat(all_a)
+                self.tail_MR[outs, lows] = torch.cat(all_b, 1).to(self.tail_MR.dtype)
+        self._follow_biases()
 
     def unpack(self) -> None:
         """Nothing: the layers' weights are where they were."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from luthier.kernels import linears
 from luthier.kernels.dora import row_norms
-from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears
+from luthier.kernels.linears import Linear, Linears, LowRank, PackedLinears, stacked_biases
 from luthier.kernels.quant.base import Stored
 
 ROWS = 512
@@ -35,7 +35,7 @@ def reference(
         z = linears.reference(x_TK, [replace(layer, bias_M=None)], mask, dropout)
         if layer.update is not None and layer.update.magnitude_M is not None:
             z = (z * (layer.update.magnitude_M / _norms(layer))).to(z.dtype)
-        outputs.append(z if layer.bias_M is None else z + layer.bias_M)
+        outputs.append(z if layer.bias_M is None else z + layer.bias_M.to(z.dtype))
     return torch.cat(outputs, -1)
 
 
@@ -48,10 +48,9 @@ class LengthenedLinears(Linears):
         self.inner = inner or PackedLinears([replace(layer, bias_M=None) for layer in layers])
         self.num_in, self.num_out, self.spare = self.inner.num_in, self.inner.num_out, self.inner.spare
         self.magnitudes = [m for layer in layers if (m := _magnitude(layer)) is not None and m.requires_grad]
-        self.parameters = [*self.inner.parameters, *self.magnitudes]
-        self.bias_M = (
-            None if all(one.bias_M is None for one in layers) else torch.cat([_bias(one) for one in layers])
-        )
+        self.biases = [b for layer in layers if (b := layer.bias_M) is not None and b.requires_grad]
+        self.parameters = [*self.inner.parameters, *self.magnitudes, *self.biases]
+        self.bias_M = stacked_biases(layers)
         self.gain_M = torch.ones(0)
 
     @torch.no_grad()
@@ -59,6 +58,8 @@ class LengthenedLinears(Linears):
         """Masters into the buffer, and the factors of the lengths that A and B give now."""
         self.inner.refresh()
         self.gain_M = torch.cat([self._gain(layer) for layer in self.layers])
+        if self.biases:
+            self.bias_M = stacked_biases(self.layers)
 
     def forward(
         self, wide_x: Tensor, out_TM: Tensor, *, add_to: Tensor | None = None, mask: Tensor | None = None
@@ -79,13 +80,17 @@ class LengthenedLinears(Linears):
         self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
     ) -> list[Tensor]:
         gradients = self.inner.parameter_gradients(wide_grad, wide_x, mask=mask)
-        if not self.magnitudes:
-            return gradients
-        sums_M = self._sums(wide_grad[:, : self.num_out], wide_x, made, mask)
-        for layer, outs in zip(self.layers, self.inner.outs, strict=True):
-            magnitude_M = _magnitude(layer)
-            if magnitude_M is not None and magnitude_M.requires_grad:
-                gradients.append((sums_M[outs] / magnitude_M.detach()).to(magnitude_M.dtype))
+        if self.magnitudes:
+            sums_M = self._sums(wide_grad[:, : self.num_out], wide_x, made, mask)
+            for layer, outs in zip(self.layers, self.inner.outs, strict=True):
+                magnitude_M = _magnitude(layer)
+                if magnitude_M is not None and magnitude_M.requires_grad:
+                    gradients.append((sums_M[outs] / magnitude_M.detach()).to(magnitude_M.dtype))
+        if self.biases:  # wide_grad is dz by now, and a bias wants dy
+            of_biases_M = wide_grad[:, : self.num_out].sum(0, dtype=self.gain_M.dtype) / self.gain_M
+            for layer, outs in zip(self.layers, self.inner.outs, strict=True):
+                if layer.bias_M is not None and layer.bias_M.requires_grad:
+                    gradients.append(of_biases_M[outs].to(layer.bias_M.dtype))
         return gradients
 
     def unpack(self) -> None:
@@ -120,18 +125,11 @@ def _magnitude(layer: Linear) -> Tensor | None:
 
 
 def _norms(layer: Linear) -> Tensor:
-    """‖W + s·B·A‖ of each output of a layer."""
-    update = layer.update
-    assert update is not None
+    """‖W + s·B·A‖ of each output of a layer, all its updates added up."""
     weight_MK = layer.weight_MK.weight() if isinstance(layer.weight_MK, Stored) else layer.weight_MK.detach()
-    return row_norms(weight_MK, torch.cat(update.all_a), torch.cat(update.all_b, 1), update.scale)
-
-
-def _bias(layer: Linear) -> Tensor:
-    if layer.bias_M is None:
-        weight = layer.weight_MK
-        return torch.zeros(weight.shape[0], dtype=weight.dtype, device=weight.device)
-    return layer.bias_M.detach()
+    all_a = [a_RK for update in layer.updates for a_RK in update.all_a]
+    all_b = [b_MR * update.scale for update in layer.updates for b_MR in update.all_b]
+    return row_norms(weight_MK, torch.cat(all_a), torch.cat(all_b, 1), 1.0)
 
 
 def cases(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, list[Linear]]]:

@@ -20,9 +20,9 @@ Shape suffixes: T tokens, K inputs, M outputs of all layers, R ranks of all adap
 columns than their name says.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, product
 
 import torch
 import torch.nn.functional as F
@@ -63,11 +63,24 @@ class LowRank:
 
 @dataclass(frozen=True)
 class Linear:
-    """One of the layers: y = x·Wᵀ + bias, and perhaps an update."""
+    """One of the layers: y = x·Wᵀ + bias, and perhaps updates. A trained bias may be a wider master."""
 
     weight_MK: Tensor | Stored
     bias_M: Tensor | None = None
     update: LowRank | None = None
+    further: tuple[LowRank, ...] = ()
+    """Updates of further adapters, added up."""
+
+    @property
+    def updates(self) -> tuple[LowRank, ...]:
+        """All of them."""
+        return self.further if self.update is None else (self.update, *self.further)
+
+    @property
+    def trained(self) -> list[Tensor]:
+        """What has gradients besides the weight: A and B of each update, then the bias."""
+        masters = [t for update in self.updates for t in (update.a_RK, update.b_MR)]
+        return [t for t in (*masters, self.bias_M) if t is not None and t.requires_grad]
 
 
 def reference(
@@ -78,8 +91,8 @@ def reference(
     dropped_TK = x_TK if mask is None else x_TK * mask / (1 - dropout)
     for layer in layers:
         weight_MK = layer.weight_MK.weight() if isinstance(layer.weight_MK, Stored) else layer.weight_MK
-        y = F.linear(x_TK, weight_MK, layer.bias_M)
-        if (update := layer.update) is not None:
+        y = F.linear(x_TK, weight_MK, None if layer.bias_M is None else layer.bias_M.to(x_TK.dtype))
+        for update in layer.updates:
             for a_RK, b_MR in zip(update.all_a, update.all_b, strict=True):
                 low = update.scale * F.linear(dropped_TK, a_RK.to(x_TK.dtype))
                 y = y + F.linear(low, b_MR.to(x_TK.dtype))
@@ -147,7 +160,7 @@ class SeparateLinears(Linears):
     """Layers without updates, their weights left where they are: for training whole weights."""
 
     def __init__(self, layers: Sequence[Linear]):
-        assert all(layer.update is None for layer in layers)
+        assert not any(layer.updates for layer in layers)
         self.layers = list(layers)
         self.num_in = layers[0].weight_MK.shape[1]
         self.num_out = sum(layer.weight_MK.shape[0] for layer in layers)
@@ -203,11 +216,10 @@ class PackedLinears(Linears):
         self.layers = list(layers)
         self.num_in = layers[0].weight_MK.shape[1]
         self.outs = _ranges([layer.weight_MK.shape[0] for layer in layers])
-        self.lows = _ranges([layer.update.columns if layer.update else 0 for layer in layers])
+        self.lows = _ranges([sum(update.columns for update in layer.updates) for layer in layers])
         self.num_out, self.spare = self.outs[-1].stop, self.lows[-1].stop
-        masters = [t for layer in layers if (u := layer.update) for t in (u.a_RK, u.b_MR)]
-        self.parameters = [master for master in masters if master.requires_grad]
-        self.bias_M = self._biases()
+        self.parameters = [tensor for layer in layers for tensor in layer.trained]
+        self.bias_M = stacked_biases(layers)
         self._pack()
 
     @torch.no_grad()
@@ -219,17 +231,22 @@ class PackedLinears(Linears):
         if any(_tensor(layer).data_ptr() != home.data_ptr() for layer, home in self._homes(self.buffer)):
             self._pack()
         self._copy_masters(self.buffer)
+        self._follow_biases()
+
+    def _follow_biases(self) -> None:
+        if any(layer.bias_M is not None and layer.bias_M.requires_grad for layer in self.layers):
+            self.bias_M = stacked_biases(self.layers)
 
     def _copy_masters(self, buffer: Tensor) -> None:
         """Writes s·A into the tail rows and B into the tail columns."""
         tails_of_a, tails_of_b, scaled_a, masters_of_b = [], [], [], []
         for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
-            if (update := layer.update) is not None:
-                sizes = [len(a_RK) for a_RK in update.all_a]
+            if layer.updates:
+                sizes = [len(a_RK) for update in layer.updates for a_RK in update.all_a]
                 tails_of_a += self._scaled_a(buffer)[lows].split(sizes)
                 tails_of_b += buffer[outs, self.num_in :][:, lows].split(sizes, 1)
-                scaled_a += [a_RK * update.scale for a_RK in update.all_a]
-                masters_of_b += update.all_b
+                scaled_a += [a_RK * update.scale for update in layer.updates for a_RK in update.all_a]
+                masters_of_b += [b_MR for update in layer.updates for b_MR in update.all_b]
         if scaled_a:
             torch._foreach_copy_(tails_of_a + tails_of_b, scaled_a + masters_of_b)  # pyright: ignore[reportPrivateImportUsage]
 
@@ -259,20 +276,33 @@ class PackedLinears(Linears):
     def parameter_gradients(
         self, wide_grad: Tensor, wide_x: Tensor, made: Tensor | None = None, mask: Tensor | None = None
     ) -> list[Tensor]:
-        if not self.spare:
-            return []
-        trains_a = any(layer.update.a_RK.requires_grad for layer in self.layers if layer.update)
-        grad_a_RK = wide_grad[:, self.num_out :].T @ self._stays(wide_x, mask) if trains_a else None
-        low_TR = wide_x[:, self.num_in :]
+        lows = [low for low, update in self._updates() if update.a_RK.requires_grad]
+        grads_a: Iterable[Tensor] = ()
+        if lows:
+            sizes, tails_TR = [low.stop - low.start for low in lows], wide_grad[:, self.num_out :]
+            if sum(sizes) < self.spare:  # what is frozen needs none
+                tails_TR = torch.cat([tails_TR[:, low] for low in lows], 1)
+            grads_a = (tails_TR.T @ self._stays(wide_x, mask)).split(sizes)
+        of_a, updates, low_TR = iter(grads_a), self._updates(), wide_x[:, self.num_in :]
         gradients = []
-        for layer, outs, lows in zip(self.layers, self.outs, self.lows, strict=True):
-            if (update := layer.update) is not None:
-                trained = slice(lows.start, lows.start + len(update.a_RK))
-                if grad_a_RK is not None and update.a_RK.requires_grad:
-                    gradients.append(grad_a_RK[trained].to(update.a_RK.dtype) * update.scale)
+        for layer, outs in zip(self.layers, self.outs, strict=True):
+            for _ in layer.updates:
+                low, update = next(updates)
+                if update.a_RK.requires_grad:
+                    gradients.append(next(of_a).to(update.a_RK.dtype) * update.scale)
                 if update.b_MR.requires_grad:
-                    gradients.append((wide_grad[:, outs].T @ low_TR[:, trained]).to(update.b_MR.dtype))
+                    gradients.append((wide_grad[:, outs].T @ low_TR[:, low]).to(update.b_MR.dtype))
+            if layer.bias_M is not None and layer.bias_M.requires_grad:
+                gradients.append(wide_grad[:, outs].sum(0, dtype=_wide(wide_grad)).to(layer.bias_M.dtype))
         return gradients
+
+    def _updates(self) -> Iterator[tuple[slice, LowRank]]:
+        """Each update, layer by layer, and the columns in the tails that its A and B have; those of a start follow."""
+        for layer, lows in zip(self.layers, self.lows, strict=True):
+            first = lows.start
+            for update in layer.updates:
+                yield slice(first, first + len(update.a_RK)), update
+                first += update.columns
 
     def unpack(self) -> None:
         """Gives the layers' weights storage of their own again."""
@@ -303,16 +333,18 @@ class PackedLinears(Linears):
     def _scaled_a(self, buffer: Tensor) -> Tensor:
         return buffer[self.num_out :, : self.num_in]
 
-    def _biases(self) -> Tensor | None:
-        if all(layer.bias_M is None for layer in self.layers):
-            return None
-        parts = [
-            torch.zeros(layer.weight_MK.shape[0], dtype=layer.weight_MK.dtype, device=layer.weight_MK.device)
-            if layer.bias_M is None
-            else layer.bias_M.detach()
-            for layer in self.layers
-        ]
-        return torch.cat(parts)
+
+def stacked_biases(layers: Sequence[Linear]) -> Tensor | None:
+    """The biases of the layers one after the other, in the weights' dtype; None where no layer has one."""
+    if all(layer.bias_M is None for layer in layers):
+        return None
+    parts = [
+        torch.zeros(layer.weight_MK.shape[0], dtype=layer.weight_MK.dtype, device=layer.weight_MK.device)
+        if layer.bias_M is None
+        else layer.bias_M.detach().to(layer.weight_MK.dtype)
+        for layer in layers
+    ]
+    return torch.cat(parts)
 
 
 def _ranges(sizes: Sequence[int]) -> list[slice]:
@@ -356,15 +388,11 @@ def cases(dtype: torch.dtype = torch.float64) -> list[tuple[Tensor, list[Linear]
         )
         return Linear(normal(num_out, num_in), normal(num_out) if biased else None, update)
 
-    outs = ((5,), (4, 2, 3))
-    ranks = ((0, 0, 0), (2, 2, 2), (0, 3, 1))
+    every = product((7, 0), ((5,), (4, 2, 3)), ((0, 0, 0), (2, 2, 2), (0, 3, 1)), (False, True))
     return [
         (
             normal(num_tokens, 6),
-            [layer(6, num_out, rank, biased) for num_out, rank in zip(sizes, of, strict=False)],
+            [layer(6, num_out, rank, biased) for num_out, rank in zip(outs, ranks, strict=False)],
         )
-        for num_tokens in (7, 0)
-        for sizes in outs
-        for of in ranks
-        for biased in (False, True)
+        for num_tokens, outs, ranks, biased in every
     ]

@@ -11,7 +11,7 @@ Shape suffixes: K inputs, M outputs, R rank.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,37 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
-from luthier.models.lora_targets import inside, is_linear, named, owners
+from luthier.models.adapter_shapes import (
+    MAGNITUDE,
+    PARAMETERS,
+    PREFIX,
+    can_adapt,
+    expected_shapes,
+    expert_keys,
+    factor_keys,
+    per_module,
+    shapes_of_experts,
+    target_experts,
+    trained_biases,
+)
+from luthier.models.lora_targets import inside, named, owners
 from luthier.models.lora_weight import lora_scale
 from luthier.models.planned_tokens import rows_key, token_groups
 
 CONFIG_NAME, WEIGHTS_NAME = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-MAGNITUDE = "lora_magnitude_vector"
-"""DoRA's lengths in PEFT's files."""
+SEVERAL = "adapters.json"
 
 # What a setting of PEFT may hold for the adapter to be plain LoRA; anything else changes its meaning.
 _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "peft_type": ("LORA",),
-    "bias": ("none", None),
+    "bias": ("none", "all", "lora_only", None),
     "init_lora_weights": (True, False, None, "gaussian", "eva", "orthogonal", "mica"),
 }
 # Settings that are read here, and settings that say nothing about what the adapter computes.
 _READ = {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules", "exclude_modules", "modules_to_save",
     "rank_pattern", "alpha_pattern", "layers_to_transform", "layers_pattern", "ensure_weight_tying",
-    "trainable_token_indices", "use_dora",
+    "trainable_token_indices", "use_dora", PARAMETERS,
 }  # fmt: skip
 _SILENT = {
     "task_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
@@ -83,6 +94,15 @@ class PlannedLinear:
 
 
 @dataclass(frozen=True)
+class PlannedExperts:
+    """Low-rank updates of the stacked tensors of some experts: rank and alpha by tensor, and A and B as in the file."""
+
+    settings: Mapping[str, tuple[int, float]]
+    factors: Mapping[str, tuple[Tensor, Tensor]]
+    rslora: bool
+
+
+@dataclass(frozen=True)
 class PlannedTokens:
     """Embeddings of a few tokens, and the modules that have them: several where these share their weights."""
 
@@ -96,7 +116,7 @@ class AdapterPlan:
     """An adapter resolved against a model. All names are full names in the model.
 
     `saved`: the wholly trained modules, and their tensors by parameter. `untied`: those of them that the
-    adapter takes apart from modules they share weights with in the base model.
+    adapter takes apart from modules they share weights with in the base model. `biases`: trained ones by module.
     """
 
     linears: Mapping[str, PlannedLinear]
@@ -104,6 +124,8 @@ class AdapterPlan:
     saved: Mapping[str, Mapping[str, Tensor]]
     untied: Sequence[str]
     dropout: float
+    biases: Mapping[str, Tensor]
+    experts: Mapping[str, PlannedExperts]
 
 
 def read_adapter(folder: Path) -> AdapterFiles:
@@ -125,6 +147,12 @@ def read_adapter(folder: Path) -> AdapterFiles:
     return AdapterFiles(folder, config, _read_tensors(folder))
 
 
+def further_adapters(folder: Path) -> list[str]:
+    """The names of the adapters that were saved with the one of this folder, each in a folder of its name there."""
+    path = folder / SEVERAL
+    return json.loads(path.read_text(encoding="utf-8"))["beside"] if path.is_file() else []
+
+
 def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
     """Finds the module of `model` for every tensor. Raises ModelError with all that does not fit.
 
@@ -138,32 +166,38 @@ def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
         if name and _is_target(config, name) and not inside(name, saved_names)
     ]
     faults = [
-        f"{name} is of class {type(model.get_submodule(name)).__name__}; LoRA is read for linear layers only"
+        f"{name} is of class {type(model.get_submodule(name)).__name__}; LoRA is read for linear layers and embeddings"
         for name in target_names
-        if not is_linear(model.get_submodule(name))
+        if not can_adapt(model.get_submodule(name))
     ]
-    linear_names = [name for name in target_names if is_linear(model.get_submodule(name))]
+    linear_names = [name for name in target_names if can_adapt(model.get_submodule(name))]
+    experts = target_experts(model, config)
+    biases = trained_biases(model, config, linear_names, saved_names)
     groups = token_groups(model, config, saved_names)
-    expected = _expected_shapes(model, config, linear_names, saved_names)
+    expected = expected_shapes(model, config, linear_names, saved_names)
     expected |= {rows_key(names): (len(tokens), _columns(model, names[0])) for names, tokens in groups}
+    expected |= {key: tuple(model.get_parameter(f"{name}.bias").shape) for name, key in biases.items()}
+    for path, settings in experts.items():
+        expected |= shapes_of_experts(model, path, settings)
+    beside = {
+        f"{name}.base_layer.weight" for name in linear_names
+    }  # PEFT adds adapted embeddings as they are
+    files = replace(
+        files, tensors={key: tensor for key, tensor in files.tensors.items() if key not in beside}
+    )
     faults += mismatches(expected, files.tensors)
+    every = [f"{path}.{name}" for path, settings in experts.items() for name in settings]
+    faults += [
+        f"{PARAMETERS} names {target}, which is no stacked weight of this model"
+        for target in config.get(PARAMETERS) or ()
+        if not any(named(target, name) for name in every)
+    ]
     if not expected and not faults:
         faults = [f"target_modules {config.get('target_modules')!r} names no module of this model"]
     if faults:
         raise misfit(model, files, faults)
-    rslora = bool(config.get("use_rslora"))
     return AdapterPlan(
-        linears={
-            name: PlannedLinear(
-                a_RK=files.tensors[f"{name}.lora_A.weight"],
-                b_MR=files.tensors[f"{name}.lora_B.weight"],
-                alpha=_per_module(config, "alpha_pattern", "lora_alpha", name),
-                rslora=rslora,
-                transposed=isinstance(model.get_submodule(name), Conv1D),
-                magnitude_M=files.tensors.get(f"{name}.{MAGNITUDE}"),
-            )
-            for name in linear_names
-        },
+        linears={name: _planned_linear(model.get_submodule(name), name, files) for name in linear_names},
         tokens=[PlannedTokens(names, ids, files.tensors[rows_key(names)]) for names, ids in groups],
         saved={
             name: {part: files.tensors[f"{name}.{part}"] for part in model.get_submodule(name).state_dict()}
@@ -171,14 +205,58 @@ def plan_adapter(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
         },
         untied=_untied(model, saved_names, files.tensors),
         dropout=float(config.get("lora_dropout") or 0.0),
+        biases={name: files.tensors[key] for name, key in biases.items()},
+        experts={path: _planned_experts(path, settings, files) for path, settings in experts.items()},
     )
+
+
+def _planned_linear(module: nn.Module, name: str, files: AdapterFiles) -> PlannedLinear:
+    """The update of one layer."""
+    of_a, of_b = factor_keys(module, name)
+    return PlannedLinear(
+        a_RK=files.tensors[of_a],
+        b_MR=files.tensors[of_b],
+        alpha=per_module(files.config, "alpha_pattern", "lora_alpha", name),
+        rslora=bool(files.config.get("use_rslora")),
+        transposed=isinstance(module, Conv1D | nn.Embedding),
+        magnitude_M=files.tensors.get(f"{name}.{MAGNITUDE}"),
+    )
+
+
+def _planned_experts(
+    path: str, settings: Mapping[str, tuple[int, float]], files: AdapterFiles
+) -> PlannedExperts:
+    """The updates of the experts at `path`."""
+    keys = expert_keys(path, list(settings)).items()
+    factors = {
+        name: (files.tensors[f"{key}.lora_A.weight"], files.tensors[f"{key}.lora_B.weight"])
+        for name, key in keys
+    }
+    return PlannedExperts(settings, factors, bool(files.config.get("use_rslora")))
+
+
+def plan_all(model: nn.Module, files: AdapterFiles) -> AdapterPlan:
+    """An adapter together with those that were saved with it, as one: their updates are added up."""
+    plan = plan_adapter(model, files)
+    linears = dict(plan.linears)
+    for name in further_adapters(files.folder):
+        for path, other in plan_adapter(model, read_adapter(files.folder / name)).linears.items():
+            linears[path] = _sum(linears[path], other) if path in linears else other
+    return replace(plan, linears=linears)
+
+
+def _sum(one: PlannedLinear, other: PlannedLinear) -> PlannedLinear:
+    """One update of the sum of the ranks that is the sum of two."""
+    a_RK = torch.cat([one.a_RK.float(), other.a_RK.float()])
+    b_MR = torch.cat([one.scale * one.b_MR.float(), other.scale * other.b_MR.float()], 1)
+    return PlannedLinear(a_RK, b_MR, float(len(a_RK)), False, one.transposed)
 
 
 def scale_of(config: Mapping[str, Any], name: str) -> float:
     """Factor on the update of one module under PEFT's settings."""
     rank, alpha = (
-        _per_module(config, "rank_pattern", "r", name),
-        _per_module(config, "alpha_pattern", "lora_alpha", name),
+        per_module(config, "rank_pattern", "r", name),
+        per_module(config, "alpha_pattern", "lora_alpha", name),
     )
     return lora_scale(rank, alpha, bool(config.get("use_rslora")))
 
@@ -193,6 +271,16 @@ def mismatches(expected: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Te
         if key in tensors and tuple(tensors[key].shape) != shape
     ]
     return missing + unexpected + wrong
+
+
+def another_adapter(model: nn.Module, files: AdapterFiles, faults: Sequence[str]) -> ModelError:
+    """The error for values of an adapter of another shape than that which the model has."""
+    told = misfit(model, files, faults)
+    shapes = f"rank {files.config.get('r')}, on {files.config.get('target_modules')}"
+    return ModelError(
+        f"{files.folder} holds another adapter ({shapes}) than this run's. To go on with its values, give the section "
+        f"lora that it was trained with; to train it in a new run, name it in lora.start.\n{told}"
+    )
 
 
 def misfit(model: nn.Module, files: AdapterFiles, faults: Sequence[str]) -> ModelError:
@@ -255,14 +343,6 @@ def _matches(names: str | Sequence[str], path: str) -> bool:
     return any(named(name, path) for name in names)
 
 
-def _per_module(config: Mapping[str, Any], patterns: str, default: str, name: str) -> Any:
-    """A module's rank or alpha: of the first pattern that matches its name, else the one for all."""
-    for pattern, value in (config.get(patterns) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return config.get(default, 8)
-
-
 def _saved_names(model: nn.Module, config: Mapping[str, Any]) -> list[str]:
     """The wholly trained modules by PEFT's rules: all whose names end in one of its names, dot or no dot."""
     ends = tuple(config.get("modules_to_save") or ())
@@ -271,25 +351,6 @@ def _saved_names(model: nn.Module, config: Mapping[str, Any]) -> list[str]:
         shared = [p for p in owners(model).values() if any(inside(name, found) for name in p)]
         found += [name for paths in shared for name in paths if not inside(name, found)]
     return [name for name in found if not inside(name, set(found) - {name})]
-
-
-def _expected_shapes(
-    model: nn.Module, config: Mapping[str, Any], linear_names: Sequence[str], saved_names: Sequence[str]
-) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
-    for name in linear_names:
-        module = model.get_submodule(name)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        outputs, inputs = weight.shape if not isinstance(module, Conv1D) else weight.shape[::-1]
-        rank = _per_module(config, "rank_pattern", "r", name)
-        shapes[f"{name}.lora_A.weight"], shapes[f"{name}.lora_B.weight"] = (rank, inputs), (outputs, rank)
-        if config.get("use_dora"):
-            shapes[f"{name}.{MAGNITUDE}"] = (outputs,)
-    for name in saved_names:
-        weights = model.get_submodule(name).state_dict().items()
-        shapes.update({f"{name}.{part}": tuple(weight.shape) for part, weight in weights})
-    return shapes
 
 
 def _columns(model: nn.Module, name: str) -> int:

@@ -3,7 +3,7 @@
 from torch import nn
 
 from luthier.models.fused.fuse import Fusion
-from luthier.models.lora import LoraLinear, adapters
+from luthier.models.lora import LoraEmbedding, LoraExperts, LoraLinear, WholeModule, adapters
 from luthier.models.lora_targets import inside, output_embeddings
 from luthier.models.rounded.linear import RoundedLinear
 
@@ -17,27 +17,41 @@ def adapter_table(model: nn.Module, fusion: Fusion | None, why_plain: str) -> li
     head = output_embeddings(model)
     groups: dict[str, list[str]] = {}
     for name, module in adapters(model).items():
-        if not isinstance(module, LoraLinear):
-            continue
-        if name in fused and isinstance(module.base, RoundedLinear):
-            how = "fused: rounded together with its weight"
-        elif name in fused:
-            how = "fused: in the tails of its layer's matrix product"
-        elif module is head:
-            how = "one product with the head"
-        else:
-            how = f"plain: {_reason(name, fusion, model) or why_plain}"
-        groups.setdefault(f"{_shape(module)}; {how}", []).append(name)
+        if isinstance(module, LoraExperts):
+            for part, (rank, alpha) in module.settings.items():
+                how = f"rank {rank}, alpha {alpha:g}, one for each expert; plain: added to the weights in each pass"
+                groups.setdefault(how, []).append(f"{name}.{part}")
+        elif isinstance(module, LoraEmbedding):
+            how = f"rank {module.rank}, alpha {module.alpha:g}; plain: rows of A are looked up, then times B"
+            groups.setdefault(how, []).append(name)
+        elif isinstance(module, LoraLinear):
+            if name in fused and isinstance(module.root, RoundedLinear):
+                how = "fused: rounded together with its weight"
+            elif name in fused:
+                how = "fused: in the tails of its layer's matrix product"
+            elif module is head:
+                how = "one product with the head"
+            else:
+                how = f"plain: {_reason(name, fusion, model) or why_plain}"
+            for one in module.chain:
+                groups.setdefault(f"{_shape(one)}; {how}", []).append(name)
+        elif isinstance(module, WholeModule) and module.only:
+            how = "fused: with its layer" if name in fused else "plain"
+            groups.setdefault(f"only the bias is trained; {how}", []).append(name)
     return [f"  {_leaves(names)}: {shape}" for shape, names in groups.items()]
 
 
 def _shape(module: LoraLinear) -> str:
-    words = f"rank {module.rank}, alpha {module.alpha:g}"
+    words = f"{module.name}: " * bool(module.name) + f"rank {module.rank}, alpha {module.alpha:g}"
     words += ", rank-stabilised" if module.rslora else ""
     words += ", with lengths (DoRA)" if module.dora else ""
     words += f", dropout {module.dropout:g}" if module.dropout else ""
-    words += ", and as much again that it started as" if module.start_A is not None else ""
-    return words + (", A frozen" if not module.lora_A.requires_grad else "")
+    if module.start_A is not None:
+        times = f", and {module.restarts} times as much for restarts"
+        words += times if module.restarts else ", and as much again that it started as"
+    words += ", and the bias" if module.lora_bias is not None else ""
+    frozen = [part for part in ("A", "B") if not getattr(module, f"lora_{part}").requires_grad]
+    return words + (f", {' and '.join(frozen)} frozen" if frozen else "")
 
 
 def _leaves(names: list[str]) -> str:

@@ -63,8 +63,8 @@ def output_embeddings(model: nn.Module) -> nn.Module | None:
 
 
 def match_targets(model: nn.Module, target: str | Sequence[str], saved: Sequence[str] = ()) -> list[str]:
-    """Full names of the linear layers that `lora.target` means, in the model's order, without those in
-    `saved`.
+    """Full names of the linear layers that `lora.target` means, and of the input embeddings if it names them, in the
+    model's order, without those in `saved`.
 
     `target`: "all" (every linear layer but the one that makes logits), names, or one regular expression for
     full names. Raises ModelError for names without a module and for modules that are not linear.
@@ -87,7 +87,11 @@ def match_targets(model: nn.Module, target: str | Sequence[str], saved: Sequence
             f"means {_some(saved)}, which is trained whole, so nothing is left to adapt. "
             "Name other modules in lora.target, or leave out lora.modules_to_save."
         )
-    faults = [_not_linear(model, name) for name in free if not is_linear(model.get_submodule(name))]
+    embeddings = input_embeddings(model)
+    modules = {name: model.get_submodule(name) for name in free}
+    faults = [
+        _not_linear(model, n) for n, one in modules.items() if not is_linear(one) and one is not embeddings
+    ]
     if faults:
         raise ModelError(
             "\n".join([*faults[:8], *([f"... and {len(faults) - 8} more"] if len(faults) > 8 else [])])
@@ -208,8 +212,8 @@ def _not_trainable(name: str, module: nn.Module) -> str | None:
 def _not_linear(model: nn.Module, name: str) -> str:
     kind = type(model.get_submodule(name)).__name__
     return (
-        f"lora.target: {name} is of class {kind}, not a linear layer, which is all that LoRA adapts. "
-        "To train it whole, move it to lora.modules_to_save."
+        f"lora.target: {name} is of class {kind}, neither a linear layer nor the input embeddings, which is all that "
+        "LoRA adapts. To train it whole, move it to lora.modules_to_save."
     )
 
 

@@ -4,7 +4,7 @@ The adapters are switched off meanwhile, so fused layers hand on to the plain on
 layer's numbers are taken in as they come; nothing is kept for all layers at once.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -12,22 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from luthier.data.batch import Batch
-from luthier.models.lora import LoraLinear, adapters, disable_adapters
+from luthier.models.lora import LoraLinear, adapters_called, disable_adapters
 from luthier.models.lora_init import Watching, load_watch, needs_rows
+from luthier.models.lora_init.eva import shared_out
 from luthier.models.policy import Policy
 
 
-def begin_from_rows(policy: Policy, init: str, batches: Iterable[Batch]) -> None:
+def begin_from_rows(policy: Policy, init: str, batches: Iterable[Batch], *, spread: float = 1.0) -> str:
     """Starts the policy's adapters as the file `init` of `models/lora_init/` makes of these rows.
 
+    With `spread` above 1 ranks move between layers, to at most so many times the rank; returns what to say of that.
     Nothing else changes: no mode, no gradient, no random state.
     """
-    linears = {name: m for name, m in adapters(policy.model).items() if isinstance(m, LoraLinear)}
+    linears = adapters_called(policy.model, "")
     make, gradients = load_watch(init), needs_rows(init) == "gradients"
-    watches = {name: make(m.out_features, m.rank, m.scale) for name, m in linears.items()}
+    watches = {name: make(m.out_features, int(spread * m.rank), m.scale) for name, m in linears.items()}
     was_training = policy.training
     policy.eval()
-    hooks = [m.base.register_forward_hook(_seen_by(watches[name], gradients)) for name, m in linears.items()]
+    hooks = [m.root.register_forward_hook(_seen_by(watches[name], gradients)) for name, m in linears.items()]
     embedded: list[Tensor] = []
     if gradients:
         embedding = policy.model.get_input_embeddings()
@@ -44,8 +46,20 @@ def begin_from_rows(policy: Policy, init: str, batches: Iterable[Batch]) -> None
         for hook in hooks:
             hook.remove()
         policy.train(was_training)
+    told = _move_ranks(linears, watches, spread) if spread > 1 else ""
     for name, module in linears.items():
         module.begin(*(factor.to(module.lora_A.device) for factor in watches[name].factors()))
+    return told
+
+
+def _move_ranks(linears: Mapping[str, LoraLinear], watches: Mapping[str, Any], spread: float) -> str:
+    """Gives each layer the rank that its inputs want; says how far they moved."""
+    shares = {name: watch.shares() for name, watch in watches.items()}
+    ranks = shared_out(shares, {name: module.rank for name, module in linears.items()}, spread)
+    for name, module in linears.items():
+        module.change_rank(ranks[name])
+        watches[name].rank = ranks[name]
+    return f"; ranks moved, {min(ranks.values())} to {max(ranks.values())}"
 
 
 def _begin_graph(embedded: list[Tensor], module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

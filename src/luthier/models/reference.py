@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from luthier.data.batch import Batch
+from luthier.models.lora import restarted_parts
 from luthier.models.policy import Policy
 
 GIVEN = "reference"
@@ -67,7 +68,8 @@ class OwnStart(Reference):
 
     def __init__(self, policy: Policy):
         self.policy = policy
-        self.trained = [p for p in policy.parameters() if p.requires_grad]
+        self.trained: list[Tensor] = [p for p in policy.parameters() if p.requires_grad]
+        self.trained += restarted_parts(policy)
         self.frozen = [parameter.detach().clone() for parameter in self.trained]
 
     @property

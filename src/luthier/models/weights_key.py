@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import re
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ def weights_key(policy: Policy) -> str:
     for name, tensor in [*policy.named_parameters(), *policy.named_buffers()]:
         if id(tensor) in idle:
             continue
-        key.update(f"{name.replace('.base.', '.')}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
+        plain = re.sub(r"(\.base)+\.", ".", name)
+        key.update(f"{plain}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
         flat = tensor.detach().contiguous().flatten().cpu()
         key.update(flat.view(torch.uint8).numpy())
     return key.hexdigest()
@@ -35,7 +37,7 @@ def _idle_adapters(policy: Policy) -> list[Tensor]:
     found = []
     for module in policy.modules():
         if isinstance(module, LoraLinear) and module.idle:
-            rest = (module.start_A, module.start_B, module.lora_magnitude)
+            rest = (module.start_A, module.start_B, module.lora_magnitude, module.lora_bias)
             found += [module.lora_A, module.lora_B, *(tensor for tensor in rest if tensor is not None)]
     return found
 

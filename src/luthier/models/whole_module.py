@@ -15,12 +15,17 @@ class WholeModule(nn.Module):
     in the dtype it computes in.
     """
 
-    def __init__(self, base: nn.Module, masters: dict[int, nn.Parameter]):
-        """`masters`: by the id of the parameter they stand for; shared between modules with tied weights."""
+    def __init__(self, base: nn.Module, masters: dict[int, nn.Parameter], only: str | None = None):
+        """`masters`: by the id of the parameter they stand for; shared between modules with tied weights. `only` this
+        weight is trained, such as `bias`; absent: all.
+        """
         super().__init__()
         self.base = base
         self.enabled = True
-        self.names = [name for name, _ in base.named_parameters(remove_duplicate=False)]
+        self.only = only
+        self.names = [
+            name for name, _ in base.named_parameters(remove_duplicate=False) if only in (None, name)
+        ]
         for index, name in enumerate(self.names):
             owner, _, leaf = name.rpartition(".")
             original = base.get_parameter(name)

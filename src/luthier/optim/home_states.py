@@ -54,6 +54,10 @@ class HomeStates:
             pieces.append(Piece(parameter, parameter.grad, state, state["step"], about(parameter)))
         return pieces
 
+    def forget(self) -> None:
+        """Takes over that some weights have no state any more."""
+        self._common = None
+
     def bring(self) -> None:
         """Moves loaded states into the buffers."""
         self._common = None

@@ -27,10 +27,19 @@ class Schedule:
     """wsd: the last so many steps decay; None: `decay_ratio` of all."""
     decay_shape: str = "linear"
     """wsd: linear or 1-sqrt."""
+    restarts: tuple[int, ...] = ()
+    """Steps before which adapters begin anew (arXiv:2307.05695)."""
+    rewarm_steps: int = 0
+    """After each of them the factor rises to where it would be in so many steps."""
 
     def __call__(self, step: float) -> float:
         """The factor at `step`; steps after the last keep the last factor. With a budget of tokens a step may be
         a part of one."""
+        since = min((step - start for start in self.restarts if step >= start), default=math.inf)
+        rising = min(1.0, (since + 1) / max(1, self.rewarm_steps))
+        return rising * self._without_restarts(step)
+
+    def _without_restarts(self, step: float) -> float:
         if step < self.warmup_steps:
             return min(1.0, (step + 1) / self.warmup_steps)
         # 0 at the first step after warm-up, 1 at the step after the last

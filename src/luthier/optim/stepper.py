@@ -129,6 +129,13 @@ class Stepper(torch.optim.Optimizer):
             self.state.pop(parameter, None)
             self.gradients.retire(parameter)
 
+    def renew(self, parameters: Iterable[nn.Parameter]) -> None:
+        """These weights begin anew: their states are those of weights that were never updated."""
+        for parameter in parameters:
+            self.state.pop(parameter, None)
+        for states in self._states.values():
+            states.forget()
+
     def state_bytes(self, parameter: nn.Parameter) -> int:
         """Bytes of what is kept for a parameter from step to step: its states, and the master of a 16-bit one."""
         wide = torch.promote_types(parameter.dtype, torch.float32)

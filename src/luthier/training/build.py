@@ -34,6 +34,7 @@ from luthier.training.loop import Trainer
 from luthier.training.model import build_policy
 from luthier.training.own_answers import build_own_answers
 from luthier.training.reference import check_reference
+from luthier.training.restarts import add_restarts
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
 from luthier.training.teacher import check_teacher, check_vocabulary
 from luthier.training.turns import build_turns
@@ -131,6 +132,7 @@ def build_trainer(
         trainer.learner.before_step = turns.before(trainer.learner.before_step)
     if steps := config.train.new_token_steps:
         trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
+    told += add_restarts(config, trainer)
     _plan(config, trainer, turns.most() if turns else None, tell)
     return trainer, data, notes + beside.notes + told
 

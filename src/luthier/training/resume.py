@@ -121,7 +121,10 @@ def with_absolute_paths(config: Config) -> Config:
         teacher = teacher.model_copy(update={"name": absolute(teacher.name)})
     lora = config.lora
     if lora is not None:
-        lora = lora.model_copy(update={"start": absolute(lora.start)})
+        others = {
+            n: one.model_copy(update={"start": absolute(one.start)}) for n, one in lora.adapters.items()
+        }
+        lora = lora.model_copy(update={"start": absolute(lora.start), "adapters": others})
     tune = config.tune
     if tune is not None and tune.options.get("ranking"):
         tune = tune.model_copy(update={"ranking": absolute(tune.options["ranking"])})

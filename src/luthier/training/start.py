@@ -10,6 +10,7 @@ Which checkpoint it is, and the day that templates are told, are settled when th
 from pathlib import Path
 
 from luthier.config.load import load_config
+from luthier.config.lora_section import LoraSection
 from luthier.config.tree import Config
 from luthier.errors import ConfigError, LuthierError
 from luthier.methods.base import Method
@@ -24,6 +25,8 @@ from luthier.training.tune import new_layers
 
 NOT_ABOUT_ROWS = {"eval_path", "max_drop_fraction", "share_prefixes", "workers", "cache"}
 """Keys of `data` that do not change what is learned from."""
+NOT_ABOUT_SHAPES = {"dropout", "train_a", "plus_ratio"}
+"""Keys of `lora` that may be others than those of the run that a checkpoint is of."""
 
 
 def settled(config: Config, method: Method) -> Config:
@@ -69,6 +72,8 @@ def find_start(config: Config, method: Method) -> Path | None:
             f"checkpoint.start is {path}, of a run that added {new_layers(before)} layers (tune: expand), and this run "
             f"adds {new_layers(config)}; give this run the same tune.blocks as that one"
         )
+    if before is not None and before.lora is not None and config.lora is not None:
+        _check_adapter(path, before.lora, config.lora)
     if before is not None:
         _check_reference(path, before, config, method)
     return path
@@ -101,6 +106,18 @@ def start_from(path: Path, trainer: Trainer, config: Config, hashes: dict[str, s
         )
     rows = "rows go on where it stopped" if same else "other rows, from the first"
     return f"starting after step {step} of {total} from {path}; {rows}"
+
+
+def _check_adapter(path: Path, before: LoraSection, lora: LoraSection) -> None:
+    """Refuses adapters of other ranks, on other modules or of another kind than those that the checkpoint has."""
+    if before.start is not None or lora.start is not None:
+        return  # what an adapter from elsewhere is like is seen when its values are read
+    there, here = (one.model_dump(mode="json", exclude=NOT_ABOUT_SHAPES) for one in (before, lora))
+    if others := [f"{key} {there[key]} there, {here[key]} here" for key in here if there[key] != here[key]]:
+        raise ConfigError(
+            f"checkpoint.start is {path}, whose adapter is of another shape (lora: {'; '.join(others)}). Give this run "
+            "the same section lora, or go on with that adapter alone: lora.start in the place of checkpoint.start"
+        )
 
 
 def _check_reference(path: Path, before: Config, config: Config, method: Method) -> None:

@@ -18,6 +18,7 @@ from luthier.optim.base import Algorithm
 from luthier.optim.schedules import Schedule
 from luthier.optim.stepper import Stepper
 from luthier.optim.stochastic import StochasticRounding
+from luthier.training.restarts import restarts_of
 from luthier.training.weights import about_weights, rules_of
 
 
@@ -116,4 +117,5 @@ def build_schedule(config: Config, total_steps: int) -> Schedule:
         section.decay_ratio or 0.2,
         section.decay_steps,
         section.decay_shape or "linear",
+        *restarts_of(config, total_steps),
     )

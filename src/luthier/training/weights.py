@@ -22,7 +22,7 @@ def rules_of(config: Config, trained: Sequence[tuple[str, nn.Parameter]], model:
     """The groups of weights with settings of their own: `optim.groups`, then B of adapters with `lora.plus_ratio`."""
     rules = rules_of_groups(config.optim.groups, trained, model)
     if config.lora is not None and config.lora.plus_ratio is not None:
-        chosen = frozenset(id(p) for name, p in trained if name.endswith(".lora_B"))
+        chosen = frozenset(id(p) for name, p in trained if re.search(r"\.lora_(embedding_)?B(\.|$)", name))
         rules.append(Rule(chosen, config.learning_rate * config.lora.plus_ratio))
     return rules
 

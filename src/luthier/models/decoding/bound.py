@@ -219,20 +219,20 @@ def _linear(name: str, module: Any) -> BoundLinear:
     """The layer's weights, and its adapter's if it has one that is switched on."""
     if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
-    base: Any = module.base if isinstance(module, LoraLinear) else module
+    base: Any = module.root if isinstance(module, LoraLinear) else module
     plain = type(base) in (QuantLinear, RoundedLinear, nn.Linear)
     if not plain or "forward" in vars(base) or base._forward_hooks:
         raise CannotBind(f"{name} is a {type(base).__name__}")
     weight_NK = base.stored if isinstance(base, QuantLinear) else base.weight.detach()
-    bias_N = None if base.bias is None else base.bias.detach()
+    bias_N = None if module.bias is None else module.bias.detach()
     if isinstance(base, RoundedLinear):
         if base.rounding.inputs is not None:
             raise CannotBind(f"inputs of {name} are rounded")
         adapted = isinstance(module, LoraLinear) and module.enabled
         return BoundLinear(base.rounded(module.update() if adapted else None), bias_N)
-    if isinstance(module, LoraLinear) and module.enabled:
+    if isinstance(module, LoraLinear) and any(one.enabled for one in module.chain):
         if module.dora:
             raise CannotBind(f"{name} has an adapter with lengths of its own (DoRA)")
-        a_RK, b_NR = (factor.detach() for factor in module.factors)
-        return BoundLinear(weight_NK, bias_N, a_RK, b_NR, module.scale)
+        a_RK, b_NR, scale = module.all_factors(enabled=True)
+        return BoundLinear(weight_NK, bias_N, a_RK.detach(), b_NR.detach(), scale)
     return BoundLinear(weight_NK, bias_N)

@@ -5,6 +5,7 @@ gradient must agree up to what the dtype rounds to, and attention must ask for t
 coarse, so single layers are then held to their own numbers in fp32 (exact.py).
 """
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -61,7 +62,8 @@ def _fault(policy: Policy, before: "_Numbers", fusion: Fusion) -> str | None:
 @contextmanager
 def _noticeable_adapters(policy: Policy) -> Iterator[None]:
     """While it holds, new adapters, which start as no change at all, change something."""
-    new = [p for name, p in policy.named_parameters() if name.endswith("lora_B") and not p.any()]
+    zero_at_first = re.compile(r"\.lora_B(\.|$)|\.lora_embedding_A$")
+    new = [p for name, p in policy.named_parameters() if zero_at_first.search(name) and not p.any()]
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in new:

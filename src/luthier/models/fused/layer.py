@@ -157,8 +157,10 @@ class FusedLayer:
             return False
         for name, module in self.modules.items():
             if self.layer.get_submodule(name) is not module or (
-                isinstance(module, LoraLinear) and not module.enabled
+                isinstance(module, LoraLinear) and not all(one.enabled for one in module.chain)
             ):
+                return False
+            if isinstance(module, WholeModule) and not module.enabled:
                 return False
         return True
 
@@ -183,7 +185,8 @@ class FusedLayer:
 def _refuse_unseen(layer: nn.Module, names: Sequence[str]) -> None:
     """Raises CannotFuse where a module that the halves bypass would do more than its weights say."""
     for name, module in layer.named_modules():
-        if isinstance(module, WholeModule) and any(n == name or n.startswith(f"{name}.") for n in names):
+        whole = isinstance(module, WholeModule) and module.only is None
+        if whole and any(n == name or n.startswith(f"{name}.") for n in names):
             raise CannotFuse(f"{name} is trained whole beside an adapter")
         hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
         if name and any(hooks):
@@ -242,22 +245,22 @@ def linears(layer: nn.Module, names: Sequence[str], workspace: Workspace, *, pac
     if (rounding := roundings.pop()) is not None:
         return RoundedLinears(found, rounding, workspace)
     stored = any(isinstance(part.weight_MK, Stored) for part in found)
-    bare = not stored and all(part.update is None for part in found)
-    if not any(_tuned(part) for part in found) and (pack or not bare):
-        lengths = any(part.update is not None and part.update.magnitude_M is not None for part in found)
+    bare = not stored and not any(part.updates for part in found)
+    if not any(_tuned(part, pack) for part in found) and (pack or not bare):
+        lengths = any(update.magnitude_M is not None for part in found for update in part.updates)
         plain = [replace(part, bias_M=None) for part in found] if lengths else found
         group = _frozen([layer.get_submodule(name) for name in names], plain, workspace)
         group = LengthenedLinears(found, group) if lengths else group
         group.dropout, group.training = _dropout([layer.get_submodule(name) for name in names])
         return group
-    if stored or any(part.update is not None for part in found):
+    if stored or any(part.updates for part in found):
         raise CannotFuse(f"{names[0]} and its like are in part trained whole, in part by an adapter")
     return SeparateLinears(found)
 
 
 def _frozen(modules: Sequence[nn.Module], parts: list[Linear], workspace: Workspace) -> PackedLinears:
     """The group of layers that are not trained themselves, as they are stored. Raises CannotFuse."""
-    bases = [module.base if isinstance(module, LoraLinear) else module for module in modules]
+    bases = [module.root if isinstance(module, LoraLinear) else module for module in modules]
     in_8_bits = {isinstance(base, QuantLinear) and base.eight_bits for base in bases}
     if len(in_8_bits) > 1:
         raise CannotFuse("layers that read the same input are in part multiplied in 8 bits")
@@ -268,31 +271,40 @@ def _frozen(modules: Sequence[nn.Module], parts: list[Linear], workspace: Worksp
 
 
 def _linear(name: str, module: nn.Module) -> Linear:
-    base = module.base if isinstance(module, LoraLinear) else module
+    chain = module.chain if isinstance(module, LoraLinear) else []
+    base = chain[-1].base if chain else module
+    bias_M = chain[0].lora_bias if chain else None
+    if isinstance(base, WholeModule):  # of which only the bias is trained
+        base, bias_M = base.base, base.base.get_parameter("bias")
     if type(base) not in (QuantLinear, RoundedLinear, nn.Linear):
         raise CannotFuse(f"{name} is a {type(base).__name__}")
     weight_MK = base.stored if isinstance(base, QuantLinear) else base.weight
-    if not isinstance(module, LoraLinear):
-        return Linear(weight_MK, base.bias)
+    bias_M = base.bias if bias_M is None else bias_M
+    first, *further = [_update(one) for one in chain] or [None]
+    return Linear(weight_MK, bias_M, first, tuple(one for one in further if one is not None))
+
+
+def _update(module: LoraLinear) -> LowRank:
     start = None if module.start_A is None or module.start_B is None else (module.start_A, module.start_B)
-    update = LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
-    return Linear(weight_MK, base.bias, update)
+    return LowRank(module.lora_A, module.lora_B, module.scale, start, module.lora_magnitude)
 
 
 def _rounding(module: nn.Module) -> Rounding | None:
     """How the layer's weight is rounded while it is trained."""
-    base = module.base if isinstance(module, LoraLinear) else module
+    base = module.root if isinstance(module, LoraLinear) else module
     return base.rounding if isinstance(base, RoundedLinear) else None
 
 
-def _tuned(part: Linear) -> bool:
-    """Whether its weight or its bias is trained itself."""
-    return part.weight_MK.requires_grad or (part.bias_M is not None and part.bias_M.requires_grad)
+def _tuned(part: Linear, pack: bool) -> bool:
+    """Whether it is trained itself; what is packed may have a trained bias."""
+    return part.weight_MK.requires_grad or (
+        not pack and part.bias_M is not None and part.bias_M.requires_grad
+    )
 
 
 def _dropout(modules: Sequence[nn.Module]) -> tuple[float, Callable[[], bool]]:
     """The dropout of the adapters among the modules, and what tells whether they are training. Raises CannotFuse."""
-    adapted = [module for module in modules if isinstance(module, LoraLinear)]
+    adapted = [one for module in modules if isinstance(module, LoraLinear) for one in module.chain]
     found = {module.dropout for module in adapted}
     if len(found) > 1:
         raise CannotFuse("adapters that read the same input have several dropouts")
