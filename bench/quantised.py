@@ -71,7 +71,6 @@ def child(folder: Path, scheme: str, tokens: int, rank: int, steps: int) -> dict
     from luthier.models.tripwire import choose_policy
 
     native.library()
-    keep_pages()
     how = None
     if scheme != "none":
         how = Quantisation(load_plugin(luthier.kernels.quant, scheme)(), scheme)
@@ -86,6 +85,7 @@ def child(folder: Path, scheme: str, tokens: int, rank: int, steps: int) -> dict
     fusion, said = fuse_checked(policy)
     assert fusion is not None, said
     give_back()
+    keep_pages()
     stages["checked"] = status("VmHWM") - begun
     for layer in fusion.layers:
         layer.level = Level.KEEP_INPUT

@@ -21,10 +21,11 @@ PAD = 64 << 20  # the heap grows by at least this much at a time
 def keep_pages() -> bool:
     """Makes free memory stay with the process, ready for reuse; whether the allocator took the setting.
 
-    Call it once, before the model is loaded. The setting holds for the whole process and cannot be taken back: its
-    resident memory stays at its peak until it ends (`memory.keep_pages: false` in a config leaves it out). Only
-    glibc knows these settings. Under musl, on macOS and on Windows nothing is done and False comes back; where
-    another allocator is preloaded (tcmalloc, jemalloc) the call reaches a glibc that nobody asks, which is harmless.
+    Call it once, when all that lasts is there and before the first step. The setting holds for the whole process and
+    cannot be taken back: its resident memory stays at its peak until it ends (`memory.keep_pages: false` in a config
+    leaves it out). Only glibc knows these settings. Under musl, on macOS and on Windows nothing is done and False comes
+    back; where another allocator is preloaded (tcmalloc, jemalloc) the call reaches a glibc that nobody asks, which is
+    harmless.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

@@ -68,8 +68,8 @@ def test_a_wrong_description_is_found_and_taken_off(
     model = adapted(FAMILIES["llama"]())
     original = FusedLayer.__init__
 
-    def spoiled(self: FusedLayer, *args: Any) -> None:
-        original(self, *args)
+    def spoiled(self: FusedLayer, *args: Any, **named: Any) -> None:
+        original(self, *args, **named)
         spoil(self)
 
     monkeypatch.setattr(FusedLayer, "__init__", spoiled)
@@ -100,8 +100,8 @@ def test_a_gradient_that_is_slightly_wrong_in_bf16_is_found(
     """Less than what rounding makes of a whole model in bf16: only a layer by itself tells."""
     original = FusedLayer.__init__
 
-    def spoiled(self: FusedLayer, *args: Any) -> None:
-        original(self, *args)
+    def spoiled(self: FusedLayer, *args: Any, **named: Any) -> None:
+        original(self, *args, **named)
         assert self.mlp is not None
         backward = self.mlp.backward
 
@@ -120,9 +120,9 @@ def test_a_wrong_window_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     model = adapted(build("mistral", sliding_window=100))  # longer than the probe: its numbers cannot tell
     original = FusedLayer.__init__
 
-    def spoiled(self: FusedLayer, layer: nn.Module, described: Any, workspace: Any) -> None:
+    def spoiled(self: FusedLayer, layer: nn.Module, described: Any, workspace: Any, **named: Any) -> None:
         attention = replace(described.attention, rule=replace(described.attention.rule, window=None))
-        original(self, layer, replace(described, attention=attention), workspace)
+        original(self, layer, replace(described, attention=attention), workspace, **named)
 
     monkeypatch.setattr(FusedLayer, "__init__", spoiled)
     assert fuse_checked(Policy(model)) == (

@@ -21,6 +21,7 @@ from training_parts import make_trainer, trained_weights
 NAMES = sorted(describe(luthier.optim))
 SMALL: dict[str, dict[str, Any]] = {
     "galore": {"rank": 2, "update_every": 3, "scale": 10.0},
+    "q_galore": {"rank": 2, "update_every": 3, "scale": 10.0, "window": 1},
     "apollo": {"rank": 2, "update_every": 3},
     "soap": {"update_every": 2},
 }

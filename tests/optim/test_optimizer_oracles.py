@@ -190,6 +190,45 @@ def galore(about: About) -> Step:
     return step if about.number == 0 else adamw(about)
 
 
+def sophia(about: About) -> Step:
+    """The estimate of every fourth step is that of 7 predictions with half the gradient."""
+    s: dict[str, Any] = {"m": 0.0, "h": 0.0}
+
+    def step(w: Array, g: Array, t: int) -> Array:
+        if (t - 1) % 4 == 0:
+            s["h"] = 0.99 * s["h"] + 0.01 * 7 * (0.5 * g) ** 2
+        s["m"] = 0.96 * s["m"] + 0.04 * g
+        return w - LR * (np.clip(s["m"] / np.maximum(0.5 * s["h"], 1e-12), -1, 1) + DECAY * w)
+
+    return step
+
+
+def q_galore(about: About) -> Step:
+    """Projections on 16 even steps between their ends; twice the pause after 2 of |cosine| 0.3 on the mean."""
+    s: dict[str, Any] = {"m": 0.0, "v": 0.0, "due": 1, "pause": 5, "seen": []}
+
+    def step(w: Array, g: Array, t: int) -> Array:
+        if t == s["due"]:
+            p = np.linalg.svd(g)[0][:, :3]
+            if "p" in s:
+                norms = np.linalg.norm(s["p"], axis=0) * np.linalg.norm(p, axis=0)
+                s["seen"].append(np.mean(np.abs((s["p"] * p).sum(0) / norms)))
+            if len(s["seen"]) >= 2 and np.mean(s["seen"][-2:]) >= 0.3:
+                s["pause"], s["seen"] = 2 * s["pause"], []
+            s["due"] = t + s["pause"]
+            # 256 to a block: the 18 numbers are filled up with zeros, which lie between their ends
+            least, most = np.float32(p.min()), np.float32(p.max())
+            size = np.float32((most - least) / np.float32(15))
+            s["p"] = (least + np.round((p.astype(np.float32) - least) / size) * size).astype(np.float64)
+        r = s["p"].T @ g
+        s["m"] = 0.9 * s["m"] + 0.1 * r
+        s["v"] = 0.999 * s["v"] + 0.001 * r * r
+        n = s["m"] / (1 - 0.9**t) / (np.sqrt(s["v"] / (1 - 0.999**t)) + 1e-8)
+        return w - LR * (0.25 * s["p"] @ n + DECAY * w)
+
+    return step if about.number == 0 else adamw(about)
+
+
 def apollo(about: About) -> Step:
     s: dict[str, Any] = {"m": 0.0, "v": 0.0, "norm": math.inf}
 
@@ -265,9 +304,11 @@ ORACLES: dict[str, tuple[Callable[[About], Step], dict[str, Any]]] = {
     "came": (came, {}),
     "galore": (galore, {"rank": 3, "update_every": 20}),
     "lion": (lion, {}),
+    "q_galore": (q_galore, {"rank": 3, "update_every": 5, "alike": 0.3, "window": 2}),
     "muon": (muon, {}),
     "schedule_free": (schedule_free, {}),
     "soap": (soap, {}),
+    "sophia": (sophia, {"gamma": 0.5, "curvature_every": 4}),
 }
 
 
@@ -307,6 +348,13 @@ def test_fifty_steps_are_the_papers(name: str) -> None:
             gradient = scales[i] * (weights[i] - targets[i]) + 0.3 * noise
             parameter.grad = torch.tensor(gradient)
             weights[i] = steps[i](weights[i], gradient, t)
+        if optimizer.curvature_every and (t - 1) % optimizer.curvature_every == 0:
+            whole = [parameter.grad for parameter in parameters]
+            for parameter in parameters:
+                parameter.grad = None if parameter.grad is None else 0.5 * parameter.grad
+            optimizer.curve(7.0)
+            for parameter, gradient in zip(parameters, whole, strict=True):
+                parameter.grad = gradient
         optimizer.step()
         # whatever is kept in fp32 (scales of few bits, fused counts) must not let the two walk apart
         if big:

@@ -185,6 +185,10 @@ class MemorySection(Section):
     limit: Annotated[float, Field(gt=0)] | None = None
     """Most memory in GiB that a training process may hold where it computes. Absent: what is free."""
 
+    optimizer: Literal["ram", "disk"] = "ram"
+    """Where the optimizer's states lie on a CPU. `disk`: in files under `run.root` that the kernel reads and writes as
+    it needs memory; slower, with the same numbers."""
+
     keep_pages: bool = True
     """On a CPU, free memory stays with the process for reuse, which saves page faults (glibc only)."""
 

@@ -93,7 +93,7 @@ class LoraLinear(nn.Module):
             )
         self.lora_A.copy_(a_RK)
         self.lora_B.copy_(b_MR)
-        if (b_MR @ a_RK).norm() > 1e-5 * b_MR.norm() * a_RK.norm():
+        if b_MR.any() and (b_MR @ a_RK).norm() > 1e-5 * b_MR.norm() * a_RK.norm():
             self.start_A, self.start_B = self.lora_A.detach().clone(), -self.lora_B.detach()
         if self.lora_magnitude is not None:
             self.lora_magnitude.copy_(self._norms())

@@ -116,7 +116,8 @@ def match_saved(model: nn.Module, names: Sequence[str]) -> list[str]:
     if faults:
         raise ModelError("\n".join(faults))
     found = [name for name in found if not inside(name, set(found) - {name})]
-    return [name for name, _ in model.named_modules() if name in {*found, *_sharing(model, found)}]
+    meant = {*found, *_sharing(model, found)}
+    return [name for name, _ in model.named_modules() if name in meant]
 
 
 def owners(model: nn.Module) -> dict[int, list[str]]:

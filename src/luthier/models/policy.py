@@ -20,6 +20,7 @@ from luthier.kernels import teacher as teachers
 from luthier.kernels.attention import Forest
 from luthier.kernels.divergence import Measure
 from luthier.kernels.logprob import LogitShape
+from luthier.kernels.sampled_targets import gumbel_argmax, sampled_targets
 from luthier.kernels.teacher import Teacher, TeacherHead, TeacherLogits
 from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
@@ -82,6 +83,16 @@ class Policy(nn.Module):
             logp_N = self._plain(batch)["logp"]
             return (coefficient_N * logp_N).sum(), logp_N.detach()
         return self.head.linear_loss(self._hidden(batch), batch.target_N, coefficient_N)
+
+    def sampled_loss(self, batch: Batch, coefficient_N: Tensor, generator: torch.Generator) -> Tensor:
+        """Σ coefficient · logp of targets that are drawn from the model itself, differentiable but for the draw."""
+        if self.layout == "plain":
+            logits_NV = self._plain_logits(batch)
+            target_N = gumbel_argmax(logits_NV.detach(), generator)
+            return (coefficient_N * of_logits(logits_NV, target_N, ())["logp"]).sum()
+        hidden_ND = self._hidden(batch)
+        target_N = sampled_targets(*self.head.inputs(hidden_ND.detach()), self.head.shape, generator)
+        return self.head.linear_loss(hidden_ND, target_N, coefficient_N)[0]
 
     def divergence(self, batch: Batch, teacher: Teacher, measure: Measure) -> tuple[Tensor, Tensor]:
         """Log-probability of every prediction and its divergence from the teacher, [N] each, in fp32."""

@@ -32,6 +32,9 @@ class Algorithm:
     replaces_schedule: ClassVar[bool] = False
     """Whether it stands in for a falling learning rate, so that only `schedule: constant` makes sense with it."""
 
+    curvature_every: int = 0
+    """Steps between two estimates of the curvature, which `curve` takes in; 0: it needs none."""
+
     weight_decay: float
     """Share of a weight, times the learning rate, taken off each step."""
 
@@ -53,6 +56,11 @@ class Algorithm:
 
     def update(self, pieces: Sequence[Piece], lr: float, weight_decay: float) -> None:
         """Changes the weights of all pieces, and their states."""
+        raise NotImplementedError
+
+    def curve(self, pieces: Sequence[Piece], count: float) -> None:
+        """Takes in an estimate of the curvature: the gradients are those of the mean loss over `count` predictions with
+        targets drawn from the model itself. Weights stay as they are."""
         raise NotImplementedError
 
     def shown(self, piece: Piece) -> Tensor | None:

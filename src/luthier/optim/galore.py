@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from luthier.config.settings import settings
 from luthier.optim.adamw import AdamW
 from luthier.optim.base import Algorithm
-from luthier.optim.pieces import About, Piece
+from luthier.optim.pieces import About, Piece, hidden_matrix
 
 
 @settings
@@ -46,8 +46,7 @@ class GaLore(Algorithm):
 
     def takes(self, parameter: nn.Parameter, about: About) -> bool:
         """Hidden matrices whose rank can be lowered."""
-        hidden = parameter.dim() == 2 and not about.table and not about.adapter
-        return hidden and min(parameter.shape) > self.rank
+        return hidden_matrix(parameter, about) and min(parameter.shape) > self.rank
 
     def rest(self) -> Algorithm:
         """AdamW with the same numbers."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from luthier.config.settings import settings
 from luthier.optim.adamw import AdamW
 from luthier.optim.base import Algorithm
-from luthier.optim.pieces import About, Piece
+from luthier.optim.pieces import About, Piece, hidden_matrix
 
 POLYNOMIAL = (3.4445, -4.7750, 2.0315)
 STEPS = 5
@@ -54,7 +54,7 @@ class Muon(Algorithm):
 
     def takes(self, parameter: nn.Parameter, about: About) -> bool:
         """Hidden matrices."""
-        return parameter.dim() == 2 and not about.table and (self.adapters or not about.adapter)
+        return hidden_matrix(parameter, about, adapters=self.adapters)
 
     def rest(self) -> Algorithm:
         """AdamW."""

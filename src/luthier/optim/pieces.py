@@ -40,6 +40,11 @@ class Piece:
     """What else is known of it; nothing of many weights end to end."""
 
 
+def hidden_matrix(parameter: nn.Parameter, about: About, *, adapters: bool = False) -> bool:
+    """Whether a weight is a matrix between layers: no table, no stack, and no adapter unless these count, too."""
+    return parameter.dim() == 2 and not about.table and (adapters or not about.adapter)
+
+
 def is_scalar(name: str, value: Tensor, parameter: nn.Parameter) -> bool:
     """Whether a state is one number for a whole weight, such as the count of steps."""
     return name == "step" or (value.dim() == 0 and parameter.dim() > 0)

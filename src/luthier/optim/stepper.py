@@ -5,7 +5,7 @@ Weights of 16 bit follow masters in fp32, which keep updates that are too small 
 (gradients.py). A weight that never had a gradient is left alone, and has no state.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.autograd.graph import increment_version
 from luthier.optim.average import Average
 from luthier.optim.gradients import Gradients, Home
 from luthier.optim.home_states import HomeStates
+from luthier.optim.on_disk import OnDisk
 from luthier.optim.pieces import About, Piece, is_scalar
 from luthier.optim.stochastic import StochasticRounding
 
@@ -63,6 +64,7 @@ class Stepper(torch.optim.Optimizer):
         self.rounding: StochasticRounding | None = None
         """How bfloat16 weights take updates without masters; None: they have masters."""
         self.average: Average | None = None  # of the weights over steps, where that is what is kept
+        self.on_disk: OnDisk | None = None  # where states lie, if not in RAM; to be set before the first step
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         self.gradients = Gradients(parameters, [home for homes in self._homes for home in homes])
 
@@ -119,6 +121,21 @@ class Stepper(torch.optim.Optimizer):
             return False
         return "master" not in self.state.get(parameter, ())
 
+    @torch.no_grad()
+    def curve(self, count: float) -> None:
+        """Hands the gradients of a pass with drawn targets, over `count` predictions, to those who ask for them."""
+        self.gradients.collect()
+        for group, homes, algorithm in zip(self.param_groups, self._homes, self.algorithms, strict=True):
+            if algorithm.curvature_every:
+                loose = [p for p in group["params"] if self.gradients.is_loose(p) and self.gradients.live(p)]
+                pieces = [piece for home in homes for piece in self._home_pieces(home)]
+                algorithm.curve(pieces + [self._piece(p) for p in loose], count)
+
+    @property
+    def curvature_every(self) -> int:
+        """Steps between two estimates of the curvature; 0 if no weight needs one."""
+        return max((algorithm.curvature_every for algorithm in self.algorithms), default=0)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets the gradients; those that lie end to end become zero whatever `set_to_none`."""
         self.gradients.clear()
@@ -143,6 +160,16 @@ class Stepper(torch.optim.Optimizer):
         made = self._of[id(parameter)].start(like, self._about[id(parameter)])
         master = like.nbytes if parameter.dtype != wide and not self._has_no_master(parameter) else 0
         return master + sum(value.nbytes for value in made.values())
+
+    def updated(self) -> Iterator[tuple[nn.Parameter, "Algorithm", About]]:
+        """What is updated at once: each weight, or one vector that stands for all that lie end to end."""
+        for group, homes, algorithm in zip(self.param_groups, self._homes, self.algorithms, strict=True):
+            whole = homes if algorithm.elementwise else []
+            yield from ((nn.Parameter(home.weights_n), algorithm, About()) for home in whole)
+            inside = {id(parameter) for home in whole for parameter in home.parameters}
+            for parameter in group["params"]:
+                if id(parameter) not in inside:
+                    yield parameter, algorithm, self._about[id(parameter)]
 
     @torch.no_grad()
     def shown(self) -> dict[nn.Parameter, Tensor]:
@@ -199,9 +226,13 @@ class Stepper(torch.optim.Optimizer):
         if parameter.dtype != wide:
             weight = weight.to(wide)
             if not self._has_no_master(parameter):
-                state["master"] = weight
-        state |= algorithm.start(weight, self._about[id(parameter)])
+                weight = state["master"] = self._placed(weight)
+        made = algorithm.start(weight, self._about[id(parameter)])
+        state |= {name: self._placed(value) for name, value in made.items()}
         return state | {"step": torch.zeros((), device=_place(algorithm, parameter))}
+
+    def _placed(self, value: Tensor) -> Tensor:
+        return value if self.on_disk is None else self.on_disk.place(value)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the states bit for bit; torch's own would cast fp32 masters down to the weights' dtype.
@@ -215,7 +246,7 @@ class Stepper(torch.optim.Optimizer):
             self.gradients.revive(parameter)
             place = _place(self._of[id(parameter)], parameter)
             self.state[parameter] = {
-                name: value.to(place if is_scalar(name, value, parameter) else parameter.device)
+                name: self._placed(value.to(place if is_scalar(name, value, parameter) else parameter.device))
                 for name, value in saved.items()
             }
         for states in self._states.values():

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import luthier.methods
+from luthier.allocator import give_back, keep_pages
 from luthier.config.tree import Config
 from luthier.cores import usable_cores
 from luthier.data.chat import ChatTemplate
@@ -28,6 +29,7 @@ from luthier.optim.in_backward import step_in_backward
 from luthier.optim.stepper import Stepper
 from luthier.parallel.cluster import Cluster
 from luthier.training.companions import build_companions
+from luthier.training.curvature import build_curvature
 from luthier.training.heads import check_head
 from luthier.training.layout import cost_of, layout_of
 from luthier.training.loop import Trainer
@@ -133,6 +135,8 @@ def build_trainer(
     if steps := config.train.new_token_steps:
         trainer.learner.before_update = NewRowsFirst(trainer, list(tokens.ids.values()), steps)
     told += add_restarts(config, trainer)
+    trainer.learner.before_step = build_curvature(config, trainer) or trainer.learner.before_step
+    _settle(config, trainer.device)
     _plan(config, trainer, turns.most() if turns else None, tell)
     return trainer, data, notes + beside.notes + told
 
@@ -151,6 +155,17 @@ def _step_in_backward(trainer: Trainer, optimizer: Stepper) -> str:
         )
     step_in_backward(optimizer, lambda: trainer.learner.in_last)
     return "each weight is updated within the backward pass, as soon as its gradient is whole"
+
+
+def _settle(config: Config, device: torch.device) -> None:
+    """Hands back what was taken while the model was made, and has free memory stay from now on.
+
+    Not before: what is loaded and freed in turn would leave holes that nothing fits into, and they would stay, too.
+    """
+    if device.type == "cpu":
+        give_back()
+        if config.memory.keep_pages:
+            keep_pages()
 
 
 def _arranged(config: Config, method: Method, data: Data) -> Data:

@@ -3,7 +3,6 @@
 import torch
 from transformers import PreTrainedModel
 
-from luthier.allocator import give_back, keep_pages
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.kernels import native
@@ -36,8 +35,6 @@ def build_policy(
         device = torch.device("cuda", cluster.local_rank)
     else:
         native.build_ahead()
-        if config.memory.keep_pages:
-            keep_pages()
     dtype = pick_dtype(config.model.dtype, device)
     if dtype is torch.float16:
         raise ConfigError(
@@ -79,7 +76,6 @@ def build_policy(
     if device.type == "cpu" and (why := native.reason()):
         notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
     if config.quant is not None:
-        give_back()
         notes.append(storage_note(policy.model, config.quant.name))
     num_all = num_weights(policy)
     num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)

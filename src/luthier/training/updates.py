@@ -1,6 +1,7 @@
 """From a config to what updates weights: the optimizer and the schedule of its learning rate."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -15,6 +16,7 @@ from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.optim.average import Average
 from luthier.optim.base import Algorithm
+from luthier.optim.on_disk import OnDisk
 from luthier.optim.schedules import Schedule
 from luthier.optim.stepper import Stepper
 from luthier.optim.stochastic import StochasticRounding
@@ -67,7 +69,24 @@ def build_optimizer(
     if config.train.average is not None:
         weights = [parameter for _, parameter in trained]
         optimizer.average = Average(weights, config.train.average, config.train.average_from or 1)
+    optimizer.on_disk = disk_of(config, on_gpu=any(parameter.is_cuda for _, parameter in trained))
     return optimizer
+
+
+def disk_of(config: Config, *, on_gpu: bool) -> OnDisk | None:
+    """Where the optimizer's states lie, if not in RAM.
+
+    Raises:
+        ConfigError: they would be far from a GPU.
+    """
+    if config.memory.optimizer == "ram":
+        return None
+    if on_gpu:
+        raise ConfigError(
+            "memory.optimizer is disk, which is for training on a CPU: on a GPU states would cross the bus twice in "
+            "each step. Leave it out, or set optim.name: adamw_8bit, whose states take a quarter"
+        )
+    return OnDisk(Path(config.run.root))
 
 
 def plugin(package: ModuleType, name: str, options: dict[str, Any]) -> Any:

@@ -111,6 +111,13 @@ class AttentionHalf(Half):
             + (self.projections.num_out + self.projections.spare) * projected
         )
 
+    def buffers(self, again: bool) -> dict[str, int]:
+        rotated = (self.spec.num_heads + self.spec.num_key_heads) * self.spec.head_size
+        own = {"grad_attention": self._width, "heads": rotated * (self.query_norm is not None)}
+        return (
+            super().buffers(again) | own | {"attention": (self._width + self.residual.output.spare) * again}
+        )
+
     @property
     def _width(self) -> int:
         return self.spec.num_heads * self.spec.head_size

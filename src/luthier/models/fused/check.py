@@ -7,7 +7,7 @@ coarse, so single layers are then held to their own numbers in fp32 (exact.py).
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +19,9 @@ from luthier.models.fused.exact import layer_fault
 from luthier.models.fused.fuse import Fusion, fuse
 from luthier.models.policy import Policy
 from luthier.models.tripwire import probe
+
+LOOKED_AT = 1 << 16
+"""Elements of a gradient that are compared, at least, of one that has as many."""
 
 
 def fuse_checked(policy: Policy) -> tuple[Fusion | None, str]:
@@ -100,13 +103,10 @@ class _Numbers:
                 logp_N = policy.sketch(batch)
                 weights_N = torch.linspace(0.5, 1.5, len(logp_N), device=logp_N.device)
                 trained = [p for p in policy.parameters() if p.requires_grad]
-                found = torch.autograd.grad(
-                    (logp_N * weights_N).sum(), [embedded[0], *trained], allow_unused=True
-                )
+                self.gradients = _gradients((logp_N * weights_N).sum(), [embedded[0], *trained])
         finally:
             hook.remove()
         self.logp_N = logp_N.detach()
-        self.gradients = [g for g in found if g is not None]
         self.windows = self._windows(policy, batch)
         self.eps = max(torch.finfo(p.dtype).eps for p in policy.parameters() if p.is_floating_point())
 
@@ -118,10 +118,10 @@ class _Numbers:
         spread = (self.logp_N - self.logp_N.mean()).norm()
         if not (error := (self.logp_N - other.logp_N).norm() / spread) <= bound:
             return f"log-probabilities differ by {error:.1e} of their spread (limit {bound:.1e})"
-        if len(self.gradients) != len(other.gradients):
+        if self.gradients.keys() != other.gradients.keys():
             return f"{len(other.gradients)} gradients instead of {len(self.gradients)}"
-        for mine, theirs in zip(self.gradients, other.gradients, strict=True):
-            if not (error := (mine - theirs).norm()) <= bound * mine.norm():
+        for number, mine in self.gradients.items():
+            if not (error := (mine - other.gradients[number]).norm()) <= bound * mine.norm():
                 return f"a gradient differs by {error / mine.norm():.1e} (limit {bound:.1e})"
         return None
 
@@ -132,3 +132,24 @@ class _Numbers:
             tokens, positions = batch.tokens_T[None], batch.positions_T[None]
             policy.model.base_model(tokens, position_ids=positions, use_cache=False, forest=forest)
         return forest.windows
+
+
+def _gradients(loss: Tensor, leaves: list[Tensor]) -> dict[int, Tensor]:
+    """What is compared of the gradient of each leaf that has one, by its place: all of it, or `LOOKED_AT` elements
+    from all over it. A gradient is gone as soon as it was looked at: all of them would be as large as the model.
+    """
+    found: dict[int, Tensor] = {}
+
+    def look(number: int, leaf: Tensor) -> None:
+        assert leaf.grad is not None
+        flat = leaf.grad.reshape(-1)
+        every = len(flat) // LOOKED_AT | 1  # odd, so that it does not stay in the same columns
+        found[number] = flat[:: max(1, every)].clone()
+        leaf.grad = None
+
+    with ExitStack() as hooks:
+        for number, leaf in enumerate(leaves):
+            handle = leaf.register_post_accumulate_grad_hook(lambda leaf, number=number: look(number, leaf))
+            hooks.callback(handle.remove)
+        torch.autograd.backward([loss], inputs=leaves)
+    return found

@@ -129,6 +129,18 @@ class Half:
         """How many numbers it keeps for each token besides `hidden_TD`; `projected`: also what was projected."""
         raise NotImplementedError
 
+    def buffers(self, again: bool) -> dict[str, int]:
+        """Numbers for each token in the buffers that it shares with other halves, by name; `again`: also where what
+        was projected is not kept."""
+        size = self.residual.output.num_out
+        return {
+            "x": size + self.projections.spare,
+            "grad_out": size + self.residual.output.spare,
+            "grad_x": size,
+            "grad_projections": self.projections.num_out + self.projections.spare,
+            "projections": self.projections.num_out * again,
+        }
+
     def draw_masks(self, hidden_TD: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """What drops inputs of the adapters in one pass: those of the projections and of the output layer."""
         return self.projections.draw_mask(hidden_TD), self.residual.output.draw_mask(hidden_TD)

@@ -91,6 +91,11 @@ class MlpHalf(Half):
     def numbers_kept(self, projected: bool) -> int:
         return self.residual.numbers_kept + (self.projections.num_out + self.projections.spare) * projected
 
+    def buffers(self, again: bool) -> dict[str, int]:
+        size = self.residual.output.num_in
+        own = {"product": size + self.residual.output.spare, "grad_product": size}
+        return super().buffers(again) | own
+
     def _trains_pre(self) -> bool:
         return self.residual.pre is not None and self.residual.pre.trained
 

@@ -1,0 +1,1 @@
+"""What a run will take, told before anything is loaded. Arithmetic on plain numbers, without torch."""

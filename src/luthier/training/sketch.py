@@ -1,0 +1,280 @@
+"""The sizes of a run, from its config and the model's config.json alone: no weight is read, no memory is taken.
+
+The model is built on torch's device `meta`, where tensors have shapes but no numbers, and goes through the same hands
+as in training: layers are stored in few bits, adapters put on, layers fused, an optimizer built. Each is then asked
+what it takes. Only what lives for a moment is reckoned here.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from luthier.config.tree import Config
+from luthier.errors import ModelError
+from luthier.kernels.head import most_rows
+from luthier.kernels.quant.base import Scheme, Stored
+from luthier.models.activations.levels import Level, Plannable
+from luthier.models.activations.plan import Budget, Correction, choose, options_of
+from luthier.models.device import DTYPES, pick_dtype
+from luthier.models.fused.fuse import fuse
+from luthier.models.fused.half import Half
+from luthier.models.fused.layer import FusedLayer
+from luthier.models.load import HUB_ID, resolve_model
+from luthier.models.lora import LoraLinear, adapters
+from luthier.models.lora_targets import output_embeddings
+from luthier.models.quantised.chosen import chosen
+from luthier.models.quantised.linear import QuantLinear
+from luthier.models.quantised.load import Quantisation, names_to_store, num_weights, quantised
+from luthier.optim.stepper import Stepper
+from luthier.plan.memory import GPU_CONTEXT, Kept, Sizes
+from luthier.training.adapt import adapt
+from luthier.training.living import update_bytes
+from luthier.training.updates import build_optimizer
+
+AT_ZERO = ("kaiming", "gaussian", "orthogonal", "eva")
+"""Starts of adapters at which they add nothing; all others keep what they started as beside them."""
+
+
+@dataclass(frozen=True)
+class Sketch:
+    """A model without numbers, ready for training."""
+
+    config: Config
+    layers: Sequence[Plannable]
+    """Its decoder layers, from first to last."""
+    fixed: Sizes
+    """All sizes that do not depend on what layers keep."""
+    notes: tuple[str, ...] = ()
+    """What was reckoned rather than asked."""
+
+    def sizes(self, level: Level | None = None, room: int | None = None) -> Sizes:
+        """The sizes of a run.
+
+        Args:
+            level: what every layer keeps; absent: what `memory.activations` says.
+            room: bytes that activations may take under `auto`; absent: as many as they want.
+        """
+        levels = _levels(self.config, self.layers, level, room)
+        pairs = zip(self.layers, levels, strict=True)
+        kept = tuple(Kept(one.bytes_per_token(at), one.bytes_per_token(Level.KEEP_ALL)) for one, at in pairs)
+        fused = [layer for layer in self.layers if isinstance(layer, FusedLayer)]
+        again = Level.KEEP_ATTENTION in levels or self.config.data.holds_out
+        return replace(self.fixed, kept=kept, buffers=_buffers(fused, again))
+
+
+def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str = "cpu") -> Sketch:
+    """The model of a run as it would be trained, without numbers.
+
+    Args:
+        model: the model's configuration; absent: that of `model.name`.
+        device: where it would train, `cpu` or `cuda`.
+
+    Raises:
+        LuthierError: the config names what is not there or cannot work.
+    """
+    where, notes = torch.device(device), []
+    dtype = _dtype(config, device)
+    bare = _bare(model or model_config(config), dtype)
+    quantisation = chosen(config)
+    if quantisation is not None:
+        _store(bare, quantisation)
+    adapt(_started_plainly(config), bare, [], [])
+    if config.lora is not None and config.lora.init not in AT_ZERO:
+        _keep_starts(bare)
+    fused = fuse(bare).layers if config.model.fused else ()
+    if not fused:
+        notes.append("no layer is fused: activations are a rough estimate")
+    trained = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
+    optimizer = build_optimizer(config, trained, bare)
+    shape = bare.config.get_text_config()
+    sizes: dict[str, Any] = _weights(bare, fused) | _of_training(config, trained, optimizer)
+    fixed = Sizes(
+        num_weights=num_weights(bare) - sum(p.numel() for _, p in trained) * (config.lora is not None),
+        **sizes,
+        fresh=_fresh(bare, fused),
+        hidden=shape.hidden_size * dtype.itemsize,
+        logit=shape.vocab_size * dtype.itemsize,
+        most_predictions=most_rows(where, dtype, shape.vocab_size),
+        loading=_loading(bare, dtype),
+        context=GPU_CONTEXT if device == "cuda" else 0,
+    )
+    return Sketch(config, fused or _layers(bare, dtype), fixed, tuple(notes))
+
+
+def model_config(config: Config) -> PreTrainedConfig:
+    """The configuration of the config's model; of a hub id only that one file is fetched."""
+    name, section = config.model.name, config.model
+    if HUB_ID.fullmatch(name) and not Path(name).expanduser().exists():
+        try:
+            return AutoConfig.from_pretrained(
+                name, revision=section.revision, local_files_only=config.offline
+            )
+        except (OSError, ValueError) as error:
+            raise ModelError(f"model {name}: its config.json cannot be had ({error})") from error
+    folder = resolve_model(name, revision=section.revision, offline=config.offline)
+    return AutoConfig.from_pretrained(folder, local_files_only=True)
+
+
+def _bare(model: PreTrainedConfig, dtype: torch.dtype) -> PreTrainedModel:
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(model, dtype=dtype)
+
+
+def _dtype(config: Config, device: str) -> torch.dtype:
+    if config.model.dtype != "auto":
+        return DTYPES[config.model.dtype]
+    return pick_dtype("auto", torch.device("cpu")) if device == "cpu" else torch.bfloat16
+
+
+class _Shapes(Scheme):
+    """Stands for a scheme where there are no numbers to store."""
+
+    def decode(self, parts: Mapping[str, Tensor], out_MK: Tensor) -> Tensor:
+        return out_MK
+
+
+def _store(model: PreTrainedModel, quantisation: Quantisation) -> None:
+    """Puts stored layers, as large as the scheme says, where they will be."""
+    for name in sorted(names_to_store(model, quantisation)):
+        plain = model.get_submodule(name)
+        assert isinstance(plain, nn.Linear)
+        shape = plain.out_features, plain.in_features
+        size = round(quantisation.scheme.bits() * shape[0] * shape[1] / 8)
+        parts = {"codes": torch.empty(size, dtype=torch.uint8, device="meta")}
+        parent, _, leaf = name.rpartition(".")
+        stored = QuantLinear(Stored(_Shapes(), parts, shape, plain.weight.dtype), plain.bias)
+        setattr(model.get_submodule(parent), leaf, stored)
+
+
+def _started_plainly(config: Config) -> Config:
+    """The same config with adapters that start without looking at weights."""
+    if config.lora is None:
+        return config
+    lora = config.lora.model_copy(update={"init": "kaiming"})
+    return config.model_copy(update={"lora": lora})
+
+
+def _keep_starts(model: PreTrainedModel) -> None:
+    for module in adapters(model).values():
+        if isinstance(module, LoraLinear):
+            module.start_A, module.start_B = module.lora_A.detach(), module.lora_B.detach()
+
+
+class _PlainLayer:
+    """A layer of transformers as it is, with costs that were reckoned."""
+
+    levels = (Level.KEEP_ALL, Level.KEEP_INPUT, Level.OFFLOAD_INPUT)
+    level = Level.KEEP_ALL
+
+    def __init__(self, layer: nn.Module, width: int, dtype: torch.dtype):
+        linear = [m for m in layer.modules() if isinstance(m, nn.Linear | QuantLinear)]
+        numbers = sum(m.in_features + m.out_features for m in linear) + 12 * width
+        self.whole, self.input = 3 * numbers * dtype.itemsize // 2, width * dtype.itemsize
+        self.flops = 2.0 * sum(m.in_features * m.out_features for m in linear)
+
+    def bytes_per_token(self, level: Level) -> int:
+        return {Level.KEEP_ALL: self.whole, Level.OFFLOAD_INPUT: 0}.get(level, self.input)
+
+    def flops_per_token(self, level: Level) -> float:
+        return 0.0 if level is Level.KEEP_ALL else self.flops
+
+
+def _layers(model: PreTrainedModel, dtype: torch.dtype) -> list[_PlainLayer]:
+    """The decoder layers, told by the longest list of modules that there is."""
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList)]
+    longest = max(lists, key=len, default=nn.ModuleList())
+    return [_PlainLayer(layer, model.config.get_text_config().hidden_size, dtype) for layer in longest]
+
+
+def _levels(
+    config: Config, layers: Sequence[Plannable], level: Level | None, room: int | None
+) -> list[Level]:
+    """What each layer keeps under the plan."""
+    modes = {"keep": Level.KEEP_ALL, "recompute": Level.KEEP_INPUT, "offload": Level.OFFLOAD_INPUT}
+    level = level or modes.get(config.memory.activations)
+    levels = [level or Level.KEEP_ALL] * len(layers)
+    if level is None and room is not None:
+        tokens = config.train.micro_tokens
+        options = [options_of(layer) for layer in layers]
+        working = max((max(o.bytes for o in one) for one in options), default=0)
+        levels = list(choose(options, tokens, Budget(room, 0, Correction(extra=working))).levels)
+    return levels
+
+
+def _weights(model: PreTrainedModel, fused: Sequence[FusedLayer]) -> dict[str, int]:
+    """Stored, frozen and decoded weights."""
+    stored = sum(module.stored.num_bytes for module in quantised(model).values())
+    frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    frozen += sum(b.numel() * b.element_size() for m in _besides(model) for b in m.buffers(recurse=False))
+    tails, largest = 0, 0
+    for linears in (linears for layer in fused for half in layer.halves for linears in _groups(half)):
+        weights = [layer.weight_MK for layer in linears.layers]
+        whole = (linears.num_out + linears.spare) * (linears.num_in + linears.spare)
+        if any(isinstance(weight, Stored) for weight in weights):
+            largest = max(largest, whole * weights[0].dtype.itemsize)
+        elif linears.spare:
+            tails += (whole - linears.num_out * linears.num_in) * weights[0].dtype.itemsize
+    return {"stored": stored, "frozen": frozen + tails, "decoded": largest}
+
+
+def _besides(model: PreTrainedModel) -> list[nn.Module]:
+    """Modules whose buffers are not parts of stored weights."""
+    return [module for module in model.modules() if not isinstance(module, QuantLinear)]
+
+
+def _groups(half: Half) -> tuple[Any, Any]:
+    return half.projections, half.residual.output
+
+
+def _of_training(
+    config: Config, trained: Sequence[tuple[str, nn.Parameter]], optimizer: Stepper
+) -> dict[str, int]:
+    """Trained weights, gradients, states, and what an update takes for a moment."""
+    weights = [parameter for _, parameter in trained]
+    states = sum(optimizer.state_bytes(parameter) for parameter in weights)
+    if config.memory.optimizer == "disk":
+        states = 0  # page cache, which the kernel takes back when it needs it
+    if config.train.average is not None:
+        states += sum(4 * parameter.numel() for parameter in weights)
+    return {
+        "trained": sum(p.numel() * p.element_size() for p in weights),
+        "gradients": sum(4 * p.numel() for p in weights),
+        "states": states,
+        "update": update_bytes(optimizer),
+    }
+
+
+def _fresh(model: PreTrainedModel, fused: Sequence[FusedLayer]) -> int:
+    """Gradients of whole weights that are there before they are added up: of the head, or of a half of a layer."""
+    head = output_embeddings(model)
+    own = [p for p in head.parameters() if p.requires_grad] if head is not None else []
+    of_head = sum(p.numel() * (4 + (p.element_size() if p.element_size() < 4 else 0)) for p in own)
+    of_halves = [
+        sum(p.numel() * p.element_size() for p in half.parameters if p.dim() > 1)
+        for layer in fused
+        for half in layer.halves
+        if not half.projections.spare
+    ]
+    return max(of_head, *of_halves, 0)
+
+
+def _buffers(fused: Sequence[FusedLayer], again: bool) -> int:
+    """Bytes per token of the workspace that all layers share: each buffer as large as the largest that asks for it."""
+    sizes: dict[str, int] = {}
+    for layer in fused:
+        for half in layer.halves:
+            for name, numbers in half.buffers(again).items():
+                sizes[name] = max(sizes.get(name, 0), numbers * layer.dtype.itemsize)
+    return sum(sizes.values())
+
+
+def _loading(model: PreTrainedModel, dtype: torch.dtype) -> int:
+    """The largest weight as it is read and, where it is stored, what encoding takes beside it."""
+    stored = [m.in_features * m.out_features for m in quantised(model).values()]
+    plain = [p.numel() for p in model.parameters()]
+    return max(max(stored, default=0) * 4, max(plain, default=0) * dtype.itemsize)
