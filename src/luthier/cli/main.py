@@ -20,7 +20,7 @@ from luthier.threads import wait_without_spinning
 
 ORDER = (
     *("train", "check", "plan", "data", "chat", "serve", "evaluate", "export", "import", "runs", "models"),
-    *("spectrum", "studio", "doctor", "bench", "schema"),
+    *("precision", "spectrum", "studio", "doctor", "bench", "schema"),
 )
 """The order of commands in the help; any others follow by name."""
 
