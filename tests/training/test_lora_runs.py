@@ -1,6 +1,7 @@
 """Runs with adapters of every kind: they learn, resume bit for bit, go on elsewhere, and say what runs how."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from tiny_runs import tiny_config
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"init": name} for name in known_inits() if name != "kaiming"},
+    "dora, stored": {"dora": True, "init": "pissa"},
     "dora": {"dora": True, "init": "pissa"},
     "frozen a": {"train_a": False, "plus_ratio": 4.0},
     "ranks": {"ranks": {"down_proj": 2}, "layers": "1-"},
@@ -29,6 +31,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "restarts": {"restart": {"times": 2, "every": 2, "warmup": 1}},
     "embeddings": {"dropout": 0.0, "target": ["embed_tokens", "lm_head", "q_proj"]},
 }
+STORED = ("loftq", "dora, stored")
+"""Those beside a base in few bits."""
 PLAIN: dict[str, Any] = {"rank": 16, "dropout": 0.0}
 """The defaults, in the place of what tiny_config has."""
 SHORT: dict[str, Any] = {
@@ -67,14 +71,16 @@ def test_it_learns_and_resumes_bit_for_bit(
 ) -> None:
     lora = {"rank": 4, "dropout": 0.1, **VARIANTS[variant]}
     said: list[str] = []
-    whole = luthier.train(config_of(folder, f"{variant} whole".replace(" ", "-"), lora), say=said.append)
+    changes = {"quant": "nf4"} if variant in STORED else {}
+    name = re.sub(r"\W+", "-", variant)
+    whole = luthier.train(config_of(folder, f"{name}-whole", lora, **changes), say=said.append)
     rows = read_metrics(whole.folder / "metrics.jsonl")
     losses = [row["loss"] for row in rows if row["kind"] == "train" and "loss" in row]
     assert losses[-1] < losses[0] - 0.05
     table = [line for line in "\n".join(said).splitlines() if "rank " in line and "alpha" in line]
     plain = ("lm_head", "embed_tokens")
     assert table and all("; fused: " in line for line in table if not line.strip().startswith(plain))
-    config = config_of(folder, f"{variant} stopped".replace(" ", "-"), lora)
+    config = config_of(folder, f"{name}-stopped", lora, **changes)
     with monkeypatch.context() as patch:
         stop_after(3, patch)
         with pytest.raises(Interrupted):
@@ -141,6 +147,7 @@ def test_a_frozen_a_stays(folder: Path) -> None:
         ({"bias": "some"}, "lora.bias"),
         ({"init": "pisa"}, "did you mean pissa"),
         ({"layers": "4..8"}, "write a range"),
+        ({"init": "loftq"}, r"lora\.init is loftq.*add the section quant"),
         ({"ranks": {"(": 4}}, "no regular expression"),
         ({**PLAIN, "start": ".", "rank": 8}, "lora.rank is given"),
     ],

@@ -80,8 +80,9 @@ class LoraLinear(nn.Module):
         return adapter
 
     @torch.no_grad()
-    def begin(self, a_RK: Tensor, b_MR: Tensor) -> None:
-        """Starts from these factors. What they would change is taken off again; where B·A = 0, nothing need be.
+    def begin(self, a_RK: Tensor, b_MR: Tensor, *, counts: bool = False) -> None:
+        """Starts from these factors. What they would change is taken off again, unless it `counts`; where B·A = 0,
+        nothing need be.
 
         Raises ModelError if they have not the adapter's rank, which may be more than the weight has directions.
         """
@@ -93,7 +94,8 @@ class LoraLinear(nn.Module):
             )
         self.lora_A.copy_(a_RK)
         self.lora_B.copy_(b_MR)
-        if b_MR.any() and (b_MR @ a_RK).norm() > 1e-5 * b_MR.norm() * a_RK.norm():
+        self.start_A = self.start_B = None
+        if not counts and b_MR.any() and (b_MR @ a_RK).norm() > 1e-5 * b_MR.norm() * a_RK.norm():
             self.start_A, self.start_B = self.lora_A.detach().clone(), -self.lora_B.detach()
         if self.lora_magnitude is not None:
             self.lora_magnitude.copy_(self._norms())

@@ -17,7 +17,8 @@ from luthier.models.adapter_plan import CONFIG_NAME
 from luthier.models.lora import adapters_called, apply_lora
 from luthier.models.lora_beside import add_adapter
 from luthier.models.lora_experts import stacked_names
-from luthier.models.lora_init import needs_rows
+from luthier.models.lora_init import needs_originals, needs_rows
+from luthier.models.lora_original import begin_from_originals
 from luthier.models.lora_watch import begin_from_rows
 from luthier.models.policy import Policy
 from luthier.runs.folder import RunFolder
@@ -117,12 +118,16 @@ def _dropout(model: PreTrainedModel, lora: LoraSection) -> float:
     return next((one.dropout for one in found), lora.dropout)
 
 
-def begin_adapters(config: Config, policy: Policy, rows: Dataset) -> list[str]:
-    """Starts adapters from the user's rows, where `lora.init` looks at them; returns what to say of it.
+def begin_adapters(config: Config, policy: Policy, rows: Dataset, folder: Path) -> list[str]:
+    """Starts adapters from the user's rows or the model's original weights in `folder`, where `lora.init` looks at
+    them; returns what to say of it.
 
     The rows are drawn by the seed, the same on every rank. To be called before anything is learned or read back.
     """
     lora = config.lora
+    if lora is not None and lora.start is None and needs_originals(lora.init):
+        number = begin_from_originals(policy.model, lora.init, folder)
+        return [f"{number} adapters started by {lora.init} from what the stored weights lost"]
     needs = needs_rows(lora.init) if lora is not None and lora.start is None else None
     if lora is None or needs is None:
         return []

@@ -5,6 +5,9 @@ not zero, what they would add is taken off again (`LoraLinear.begin`), so that t
 
 A way that looks at the user's rows says in `NEEDS` whether it needs a layer's "inputs" or also the "gradients" of its
 outputs, and has a class `Watch(outputs, rank, scale)` that sees them and gives the factors (`models/lora_watch.py`).
+
+A way that compares a stored weight with the original one has a function `from_original(weight_MK, decoded_MK, rank,
+scale)` (`models/lora_original.py`). Its start counts: it is not taken off.
 """
 
 import importlib
@@ -37,6 +40,16 @@ def load_init(name: str) -> Begin:
 def needs_rows(name: str) -> Literal["inputs", "gradients"] | None:
     """What this way must see of the user's rows."""
     return getattr(importlib.import_module(f"{__name__}.{name}"), "NEEDS", None)
+
+
+def needs_originals(name: str) -> bool:
+    """Whether this way compares stored weights with the original ones."""
+    return hasattr(importlib.import_module(f"{__name__}.{name}"), "from_original")
+
+
+def load_original(name: str) -> Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]:
+    """What makes the factors of the original weight, the decoded one, rank and scale."""
+    return importlib.import_module(f"{__name__}.{name}").from_original
 
 
 def load_watch(name: str) -> Callable[[int, int, float], Watching]:
