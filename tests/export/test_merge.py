@@ -317,8 +317,14 @@ def test_what_does_not_fit_is_explained_and_leaves_nothing(tmp_path: Path) -> No
     )
     quantised = shutil.copytree(base, tmp_path / "quantised")
     config = json.loads((base / "config.json").read_text())
-    (quantised / "config.json").write_text(json.dumps({**config, "quantization_config": {"bits": 4}}))
+    (quantised / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}})
+    )
     refused("holds quantised weights", base=quantised)
+    (quantised / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "quip"}})
+    )
+    refused("stored as 'quip'.*which is not read here", base=quantised)
     (quantised / "config.json").write_text(json.dumps({**config, "model_type": "of_the_future"}))
     refused("transformers cannot build the model in", base=quantised)
     (quantised / "config.json").write_text("{")

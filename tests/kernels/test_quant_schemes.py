@@ -134,7 +134,7 @@ def test_mxfp4_of_a_block_by_hand() -> None:
     assert torch.equal(store(scheme("mxfp4"), weight / 64).weight()[0], decoded / 64)
 
 
-@pytest.mark.parametrize("num_bits", [2, 3, 4, 5, 6, 8])
+@pytest.mark.parametrize("num_bits", [1, 2, 3, 4, 5, 6, 8])
 def test_hqq_keeps_its_bits_and_its_fit_is_better_than_plain_rounding(num_bits: int) -> None:
     weight = normal(128, 256)
     stored = store(scheme("hqq", num_bits=num_bits), weight)
@@ -159,3 +159,19 @@ def test_chunks_cover_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     pieces = store(scheme("int8"), weight).weight()
     monkeypatch.undo()
     assert torch.equal(pieces, store(scheme("int8"), weight).weight())
+
+
+@pytest.mark.parametrize("shape", [(40, 70), (64, 64), (3, 33)])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_fp8_in_blocks_scales_each_square(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = normal(*shape).to(dtype)
+    weight[:3, :5] *= 1000  # of one block, which must not reach the others
+    stored = store(scheme("fp8", block=32), weight)
+    decoded = stored.weight()
+    for top in range(0, shape[0], 32):
+        for left in range(0, shape[1], 32):
+            block = weight[top : top + 32, left : left + 32].float()
+            scale = block.abs().max() / 448
+            expected = ((block / scale).to(torch.float8_e4m3fn).float() * scale).to(dtype)
+            assert torch.equal(decoded[top : top + 32, left : left + 32], expected)
+    assert stored.parts["scale"].shape == (-(-shape[0] // 32), -(-shape[1] // 32))

@@ -58,6 +58,7 @@ def command(
     if not whole and not folder.adapter.is_dir():
         raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
     config = load_config(folder.config)
+    _refuse_adding_twice(config, base)
     if kind is None:
         target = out if out is not None else folder.path / to
         _merge(config, folder.adapter, target, base)
@@ -71,6 +72,14 @@ def command(
         )
     if config.quant is not None and not whole:
         print(_which_base(config.quant.name, base))
+
+
+def _refuse_adding_twice(config: "Config", base: str) -> None:
+    if base == "original" and config.lora is not None and config.lora.init == "loftq":
+        raise ConfigError(
+            "--base is 'original', but an adapter that was started by loftq holds what the stored weights lost, "
+            "and would add it to weights that have it. Use --base trained."
+        )
 
 
 def _gguf_type(to: str) -> str | None:
@@ -154,11 +163,11 @@ def _which_base(scheme: str, base: str) -> str:
 def _merge(config: "Config", adapter: Path, target: Path, chosen_base: str, *, wide: bool = False) -> None:
     from luthier.export.heads import has_other_head, merge_head_to_folder
     from luthier.export.merge import merge_to_folder
-    from luthier.models.load import resolve_model
+    from luthier.models.base import base_folder
     from luthier.models.quantised.chosen import chosen
 
     quantisation = chosen(config) if chosen_base == "trained" else None
-    base = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    base = base_folder(config)
     if has_other_head(adapter):
         merge_head_to_folder(base, adapter, target, quantisation=quantisation)
         return

@@ -40,6 +40,10 @@ class ModelSection(Section):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train. `auto`: a GPU when there is one."""
 
+    unpack: bool | None = None
+    """Decode a model that others stored in few bits once, into a folder of the cache, and train that. Absent: only GGUF
+    files; false: not even these, so that their weights stay in the bits of the file."""
+
     packing: bool | None = None
     """Documents end to end in one stream. Absent: yes if the model gives the same numbers that way."""
 
@@ -355,6 +359,12 @@ class Config(Section):
             problems += qat_clashes(self.qat, self.lora, self.quant, compiled=self.model.compile)
         if self.lora and self.lora.restart and (fault := no_restarts(self.train)):
             problems.append(Problem("lora.restart", fault))
+        if self.lora and self.lora.init == "loftq" and not self.quant:
+            text = (
+                "lora.init is loftq, which starts from what weights lost when they were stored in few bits, but none "
+                "are; add the section quant (`quant: nf4`), or choose another lora.init"
+            )
+            problems.append(Problem("lora.init", text))
         if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "

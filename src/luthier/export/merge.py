@@ -38,6 +38,8 @@ from luthier.models.lora_weight import updated
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
 from luthier.models.quantised.load import Quantisation, names_to_store, open_all
+from luthier.models.quantised.packed import quantisation_on_disk
+from luthier.models.quantised.unpack import plain_beside
 from luthier.runs.atomic import atomic_folder, check_room
 
 Progress = Callable[[int, int, str], None]
@@ -98,19 +100,23 @@ def merge_to_folder(
     so.
 
     With `quantisation` every weight that is stored so becomes what it decodes to, whether it is adapted or not: the
-    model that was trained, in the base's dtypes.
+    model that was trained, in the base's dtypes. A base that others stored in few bits is decoded first, into the
+    dtype of its config.json; the sum has no place on their grid.
 
     Raises ModelError if the folders do not fit each other or `out` exists; RunError if the disk cannot take
     it. Nothing is left at `out` then.
     """
     if out.exists():
         raise ModelError(f"{out} exists already. Remove it, or give another folder for the merged model.")
+    if quantisation_on_disk(base_folder) is not None:
+        with plain_beside(base_folder, out) as plain_folder:
+            merge_to_folder(plain_folder, adapter_folder, out, progress=progress, wide=wide)
+        return
     shards = base_shards(base_folder)
-    config = _read_json(base_folder / "config.json")
-    if config.get("quantization_config"):
+    if _read_json(base_folder / "config.json").get("quantization_config"):
         raise ModelError(
-            f"{base_folder} holds quantised weights (quantization_config), which cannot be changed exactly. "
-            "Merge into the model that it was quantised from."
+            f"{base_folder} holds quantised weights (quantization_config) of stacked experts, which cannot be "
+            "changed exactly. Merge into the model that it was quantised from."
         )
     skeleton = empty_model(base_folder)
     files = read_adapter(adapter_folder)

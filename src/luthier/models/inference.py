@@ -11,9 +11,10 @@ from luthier.config.load import load_config
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
 from luthier.models.adapter_files import attach_adapter
+from luthier.models.base import folder_of
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.head_files import read_head
-from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.load import load_model, load_tokenizer
 from luthier.models.new_tokens import make_room
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import Quantisation
@@ -51,13 +52,14 @@ def load_for_inference(
     revision: str | None = None
     quantisation: Quantisation | None = None
     rounding: Rounded | None = None
+    unpack: bool | None = None
     tokenizer_name = base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
         template_args, offline = config.data.template_args, offline or config.offline
         keep = config.memory.keep_pages
         base, revision = config.model.name, config.model.revision
-        quantisation = chosen(config)
+        quantisation, unpack = chosen(config), config.model.unpack
         rounding = chosen_rounding(config) if adapter else None
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
@@ -74,15 +76,14 @@ def load_for_inference(
         base, revision = saved["base_model_name_or_path"], saved.get("revision")
     if adapter and (head := read_head(adapter_folder) if adapter_folder is not None else None):
         raise ModelError(
-            f"{name} was trained as a model that scores ({head[0].kind}), so it cannot write an answer. Write it as a "
-            "whole model with `luthier export` and load that with transformers."
+            f"{name} was trained as a model that scores ({head[0].kind}), so it cannot write an answer. Write it as "
+            "a whole model with `luthier export` and load that with transformers."
         )
     where = pick_device(device)
     if keep and where.type == "cpu":
         keep_pages()
-    model = load_model(
-        resolve_model(base, revision=revision, offline=offline), pick_dtype(dtype, where), where, quantisation
-    )
+    folder = folder_of(base, revision, offline, unpack)
+    model = load_model(folder, pick_dtype(dtype, where), where, quantisation)
     round_linears(model, rounding)
     if adapter_folder is not None and adapter:
         attach_adapter(model, adapter_folder)

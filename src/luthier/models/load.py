@@ -16,7 +16,7 @@ from luthier.models import demo
 from luthier.models.compat import bars_on_terminals_only
 from luthier.models.gguf import convert_gguf
 from luthier.models.new_tokens import add_tokens
-from luthier.models.quantised.load import Quantisation, load_quantised
+from luthier.models.quantised.load import Quantisation, how_stored, load_quantised
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _NO_WRITERS = ("ForSequenceClassification", "ForTokenClassification")
@@ -29,11 +29,9 @@ def resolve_model(name: str, *, revision: str | None = None, offline: bool = Fal
     Raises:
         ModelError: nothing is found under that name, or it would have to be downloaded though `offline` is set.
     """
-    if name.startswith(demo.PREFIX):
-        return convert_gguf(demo.require(name))
+    if (file := gguf_file(name)) is not None:
+        return convert_gguf(file)
     path = Path(name).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return convert_gguf(path)
     if path.is_dir():
         if not (path / "config.json").exists():
             raise ModelError(
@@ -49,6 +47,14 @@ def resolve_model(name: str, *, revision: str | None = None, offline: bool = Fal
     raise ModelError(
         f"model {name}: there is no such folder or file{_neighbours(path)}, and it is not a hub id (owner/name)."
     )
+
+
+def gguf_file(name: str) -> Path | None:
+    """The GGUF file that `name` means; None if it means something else."""
+    if name.startswith(demo.PREFIX):
+        return demo.require(name)
+    path = Path(name).expanduser()
+    return path if path.is_file() and path.suffix == ".gguf" else None
 
 
 def _neighbours(path: Path) -> str:
@@ -106,15 +112,21 @@ def load_tokenizer(
 def load_model(
     folder: Path, dtype: torch.dtype, device: torch.device, quantisation: Quantisation | None = None
 ) -> PreTrainedModel:
-    """The causal language model in `folder`, in evaluation mode; its linear layers stored in few bits if told how.
+    """The causal language model in `folder`, in evaluation mode; its linear layers stored in few bits if told how, or
+    as they are stored in the folder.
 
     Raises:
-        ModelError: transformers cannot build it.
+        ModelError: transformers cannot build it, or it is stored in a format that is not known.
     """
     refuse_other_heads(folder)
     with reading_weights(folder):
-        if quantisation is not None:
-            model, _ = load_quantised(AutoModelForCausalLM, folder, dtype, quantisation)
+        how = how_stored(folder, quantisation)
+        if how is not None:
+            model, found = load_quantised(AutoModelForCausalLM, folder, dtype, how)
+            if lost := sorted(found["missing_keys"]):
+                raise ModelError(
+                    f"the model in {folder} lacks weights that {type(model).__name__} needs, such as {lost[0]}."
+                )
         else:
             model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
     return model.to(device).eval()  # pyright: ignore[reportArgumentType]
@@ -126,6 +138,8 @@ def reading_weights(folder: Path) -> Iterator[None]:
     try:
         with bars_on_terminals_only():
             yield
+    except ModelError:
+        raise
     except (ValueError, OSError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the model in {folder} cannot be loaded: {_first_line(error)}") from error
 

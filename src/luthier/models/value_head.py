@@ -24,7 +24,7 @@ from transformers import (
 from luthier.errors import ModelError
 from luthier.models.compat import without_load_report
 from luthier.models.load import reading_weights
-from luthier.models.quantised.load import Quantisation, load_quantised
+from luthier.models.quantised.load import Quantisation, how_stored, load_quantised
 
 CLASSES: dict[str, Any] = {
     "score": AutoModelForSequenceClassification,
@@ -88,8 +88,9 @@ def load_with_head(
             AutoConfig.from_pretrained(folder, local_files_only=True), head, pad_token_id=pad_token_id
         )
         kind = CLASSES[head.kind]
-        if quantisation is not None:
-            model, found = load_quantised(kind, folder, dtype, quantisation, config)
+        how = how_stored(folder, quantisation)
+        if how is not None:
+            model, found = load_quantised(kind, folder, dtype, how, config)
         else:
             model, found = kind.from_pretrained(
                 folder, config=config, dtype=dtype, local_files_only=True, output_loading_info=True

@@ -8,13 +8,15 @@ from luthier.errors import ConfigError
 from luthier.kernels import native
 from luthier.kernels.attention_varlen import why_not
 from luthier.models.adapter_table import adapter_table
+from luthier.models.base import base_folder, refuse_unadapted
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
-from luthier.models.load import load_model, load_tokenizer, resolve_model
+from luthier.models.load import load_model, load_tokenizer
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
 from luthier.models.policy import Policy
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import num_weights, storage_note
+from luthier.models.quantised.unpack import stored_as
 from luthier.models.regional import compile_layers
 from luthier.models.rounded.apply import chosen_rounding, round_linears
 from luthier.models.tripwire import choose_policy
@@ -41,7 +43,8 @@ def build_policy(
             "model.dtype is float16, whose small range loses small gradients in training. "
             "Set model.dtype: auto, bfloat16 or float32."
         )
-    folder = resolve_model(config.model.name, revision=config.model.revision, offline=config.offline)
+    folder = base_folder(config)
+    refuse_unadapted(config, folder)
     quantisation = chosen(config)
     if head is None:
         model = load_model(folder, dtype, device, quantisation)
@@ -60,7 +63,7 @@ def build_policy(
     notes += [rounding.note(rounded)] if rounding is not None else []
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
     notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say))
-    notes += begin_adapters(config, policy, data.train)
+    notes += begin_adapters(config, policy, data.train, folder)
     fusion, line = fuse_checked(policy) if config.model.fused else (None, "model.fused is false")
     notes += [line] * config.model.fused + adapter_table(policy.model, fusion, line)
     if config.model.compile:
@@ -75,8 +78,8 @@ def build_policy(
         )
     if device.type == "cpu" and (why := native.reason()):
         notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
-    if config.quant is not None:
-        notes.append(storage_note(policy.model, config.quant.name))
+    if said := storage_note(policy.model, config.quant.name if config.quant else stored_as(folder)):
+        notes.append(said)
     num_all = num_weights(policy)
     num_trained = sum(p.numel() for p in policy.parameters() if p.requires_grad)
     notes.append(

@@ -1,9 +1,10 @@
-"""HQQ: 2 to 8 bits a weight with a fitted zero point, without any data (Badri & Shaji, 2023, mobiusml.github.io).
+"""HQQ: 1 to 8 bits a weight with a fitted zero point, without any data (Badri & Shaji, 2023, mobiusml.github.io).
 
     weight = scale[group] · (code - zero[group])
 
-The scale spans the group; the zero point minimises Σ |weight - decoded|^0.7, which lets single large weights go. Half-
-quadratic splitting alternates between what is let go, e, and the zero point:
+The scale spans the group (with 1 bit it is twice the mean distance from the mean, arXiv:1603.05279); the zero point
+minimises Σ |weight - decoded|^0.7, which lets single large weights go. Half-quadratic splitting alternates between what
+is let go, e, and the zero point:
 
     e = shrink(weight - decoded)       zero = mean(code - (weight - e) / scale)
 
@@ -22,14 +23,14 @@ from luthier.config.settings import settings
 from luthier.kernels.quant.base import Scheme, row_chunks
 
 POWER, STEPS, BETA, GROWTH = 0.7, 20, 10.0, 1.01
-ERRORS = {2: 0.46, 3: 0.22, 4: 0.1, 5: 0.05, 6: 0.025, 8: 0.008}
+ERRORS = {1: 0.61, 2: 0.46, 3: 0.22, 4: 0.1, 5: 0.05, 6: 0.025, 8: 0.008}
 
 
 @settings
 class HQQ(Scheme):
-    """2 to 8 bits with a scale and a fitted zero point for each group."""
+    """1 to 8 bits with a scale and a fitted zero point for each group."""
 
-    num_bits: Literal[2, 3, 4, 5, 6, 8] = 4
+    num_bits: Literal[1, 2, 3, 4, 5, 6, 8] = 4
     """Bits of a code."""
 
     group: Literal[16, 32, 64, 128, 256] = 64
@@ -74,6 +75,10 @@ class HQQ(Scheme):
     def _fit(self, weight_GS: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point of each group, as exact as they are stored."""
         low, high = weight_GS.amin(1, keepdim=True), weight_GS.amax(1, keepdim=True)
+        if self.num_bits == 1:
+            middle = weight_GS.mean(1, keepdim=True)
+            spread = (weight_GS - middle).abs().mean(1, keepdim=True)
+            low, high = middle - spread, middle + spread
         scale_G1 = ((high - low) / (2**self.num_bits - 1)).bfloat16().float()
         scale_G1 = torch.where(scale_G1 > 0, scale_G1, torch.ones_like(scale_G1))
         zero_G1 = best_G1 = (-low / scale_G1).half().float()

@@ -19,10 +19,12 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from luthier.allocator import give_back
 from luthier.errors import ModelError
 from luthier.kernels import eight_bits
-from luthier.kernels.quant.base import Scheme, store
+from luthier.kernels.quant.base import Scheme, Stored, store
 from luthier.kernels.workspace import Workspace
 from luthier.models.lora_targets import inside, linear_names, named, output_embeddings
+from luthier.models.quantised.as_they_are import AsTheyAre, Source, stand_ins
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.quantised.packed import KEYS, PackedModel, packed_model, quantisation_on_disk
 from luthier.models.quantised.reader import lazy_tensors
 
 HEADS = ("score", "classifier")
@@ -49,52 +51,67 @@ class Quantisation:
 
 
 def load_quantised(
-    auto: Any, folder: Path, dtype: torch.dtype, quantisation: Quantisation, config: Any = None
+    auto: Any, folder: Path, dtype: torch.dtype, how: Quantisation | PackedModel, config: Any = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """The model in `folder` with its linear layers stored, except the one that makes logits, and what loading found.
 
     Args:
         auto: the class of transformers that makes the model, such as AutoModelForCausalLM.
         dtype: of all other weights, and of all products.
+        how: how its weights are to be stored, or how they are stored already.
         config: the model's configuration, if it is not the one in the folder.
 
     Raises:
-        ModelError: the weights are stored in few bits already, or none would be.
+        ModelError: no weight would be stored.
     """
     config = config or AutoConfig.from_pretrained(folder, local_files_only=True)
-    if getattr(config, "quantization_config", None):
-        raise ModelError(
-            f"the model in {folder} is quantised already (quantization_config in its config.json). "
-            "Leave out the section quant, or name the model that it was made from."
-        )
     if METHOD not in AUTO_QUANTIZER_MAPPING:
         register_quantizer(METHOD)(_Quantizer)
-    wanted = _Wanted(quantisation)
-    lazy = lazy_tensors(folder)
-    options = {"dtype": dtype, "quantization_config": wanted, "output_loading_info": True}
-    if lazy is None:
-        model, found = auto.from_pretrained(folder, config=config, local_files_only=True, **options)
+    if isinstance(how, PackedModel):
+        source: Source = AsTheyAre(how, dtype)
+        lazy: Any = stand_ins(source)
+        _forget_format(config)
     else:
-        with torch.device("meta"):
-            kind = type(auto.from_config(config))
-        model, found = kind.from_pretrained(None, config=config, state_dict=lazy, **options)
+        source, lazy = _Chosen(how), lazy_tensors(folder)
+    options = {"dtype": dtype, "quantization_config": _Wanted(source), "output_loading_info": True}
+    try:
+        if lazy is None:
+            model, found = auto.from_pretrained(folder, config=config, local_files_only=True, **options)
+        else:
+            with torch.device("meta"):
+                kind = type(auto.from_config(config))
+            model, found = kind.from_pretrained(None, config=config, state_dict=lazy, **options)
+    except Exception as error:
+        raise source.fault or error from error
+    if lazy is not None:
         model.config.name_or_path = model.name_or_path = str(folder)
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _forget_quantizer(model)
     scratch = Workspace()
+    products = not isinstance(how, PackedModel) and how.products
     for module in quantised(model).values():
-        module.scratch, module.eight_bits = scratch, quantisation.products
-        if quantisation.products and (why := eight_bits.why_not(module.stored)):
-            raise ModelError(
-                f"quant.products: products with {quantisation.name} cannot stay in 8 bits: {why}."
-            )
+        module.scratch, module.eight_bits = scratch, products
+        if products and (why := eight_bits.why_not(module.stored)):
+            raise ModelError(f"quant.products: products with {how.name} cannot stay in 8 bits: {why}.")
     if not quantised(model):
-        raise ModelError(
-            f"quant: {quantisation.name} stores no layer of this model: it has no plain linear layer besides the one "
-            "that makes logits and those of quant.skip. Leave out the section quant."
-        )
+        raise ModelError(source.nothing())
     return model, found
+
+
+def how_stored(folder: Path, wanted: Quantisation | None) -> Quantisation | PackedModel | None:
+    """How the weights of the model in `folder` are to be kept: as they are stored there, as is wanted, or plain.
+
+    Raises:
+        ModelError: they are stored in few bits already, so others cannot be wanted; or in a format that is not known.
+    """
+    if wanted is not None and quantisation_on_disk(folder) is not None:
+        raise ModelError(
+            f"the model in {folder} is quantised already (quantization_config in its config.json) and is trained as "
+            "it is. Leave out the section quant; or set model.unpack: true, to decode it first; or name the model "
+            "that it was made from."
+        )
+    return wanted or packed_model(folder)
 
 
 def quantised(model: nn.Module) -> dict[str, QuantLinear]:
@@ -149,12 +166,33 @@ def names_to_store(model: nn.Module, quantisation: Quantisation, section: str = 
     return found
 
 
+class _Chosen:
+    """Weights that are put into few bits as a config says."""
+
+    fault: ModelError | None = None
+
+    def __init__(self, quantisation: Quantisation):
+        self.quantisation = quantisation
+
+    def names(self, model: nn.Module) -> set[str]:
+        return names_to_store(model, self.quantisation)
+
+    def stored(self, value: Tensor) -> Stored:
+        return store(self.quantisation.scheme, value)
+
+    def nothing(self) -> str:
+        return (
+            f"quant: {self.quantisation.name} stores no layer of this model: it has no plain linear layer besides "
+            "the one that makes logits and those of quant.skip. Leave out the section quant."
+        )
+
+
 class _Wanted(QuantizationConfigMixin):
     """What transformers carries to the quantiser."""
 
-    def __init__(self, quantisation: Quantisation):
+    def __init__(self, source: Source):
         self.quant_method: Any = METHOD
-        self.quantisation = quantisation
+        self.source = source
 
     def to_dict(self) -> dict[str, Any]:
         return {"quant_method": METHOD}
@@ -166,11 +204,11 @@ class _Quantizer(HfQuantizer):
     def __init__(self, quantization_config: QuantizationConfigMixin, **options: Any):
         super().__init__(quantization_config, **options)
         assert isinstance(quantization_config, _Wanted)
-        self.quantisation = quantization_config.quantisation
+        self.source = quantization_config.source
         self.names: set[str] = set()
 
     def _process_model_before_weight_loading(self, model: Any, **options: Any) -> Any:
-        self.names = names_to_store(model, self.quantisation)
+        self.names = self.source.names(model)
         return model
 
     def param_needs_quantization(self, model: Any, param_name: str, **options: Any) -> bool:
@@ -178,7 +216,7 @@ class _Quantizer(HfQuantizer):
         return leaf == "weight" and owner in self.names
 
     def get_quantize_ops(self) -> ConversionOps:
-        return _Store(self.quantisation.scheme)
+        return _Store(self.source)
 
     def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
@@ -191,22 +229,43 @@ class _Quantizer(HfQuantizer):
 class _Store(ConversionOps):
     """Puts one weight into few bits and its layer into the place of the plain one."""
 
-    def __init__(self, scheme: Scheme):
-        self.scheme = scheme
+    def __init__(self, source: Source):
+        self.source = source
 
     def convert(  # pyright: ignore[reportIncompatibleMethodOverride]
         self, input_dict: dict[str, Any], model: Any = None, missing_keys: Any = None, **options: Any
     ) -> dict[str, Tensor]:
         for name, value in input_dict.items():
-            weight_MK = value[0] if isinstance(value, list) else value
             owner, leaf = name.removesuffix(".weight").rpartition(".")[::2]
             plain = model.get_submodule(name.removesuffix(".weight"))
-            setattr(model.get_submodule(owner), leaf, QuantLinear(store(self.scheme, weight_MK), plain.bias))
-            if weight_MK.numel() >= LARGE:
+            try:
+                stored = self.source.stored(value[0] if isinstance(value, list) else value)
+                _check_shape(name, stored, plain)
+            except ModelError as error:
+                self.source.fault = error  # transformers would tell another one
+                raise
+            setattr(model.get_submodule(owner), leaf, QuantLinear(stored, plain.bias))
+            if plain.in_features * plain.out_features >= LARGE:
                 give_back()
             if missing_keys is not None:
                 missing_keys.discard(name)
         return {}
+
+
+def _check_shape(name: str, stored: Stored, plain: nn.Linear) -> None:
+    if stored.shape != (plain.out_features, plain.in_features):
+        raise ModelError(
+            f"{name} is stored with {stored.shape[0]} outputs and {stored.shape[1]} inputs, but the model's "
+            f"configuration has {plain.out_features} and {plain.in_features}. Download the model again."
+        )
+
+
+def _forget_format(config: Any) -> None:
+    """Takes out of a configuration that its weights are stored: reading them is ours."""
+    for part in {id(part): part for part in (config, config.get_text_config())}.values():
+        for key in KEYS:
+            if hasattr(part, key):
+                delattr(part, key)
 
 
 def _forget_quantizer(model: Any) -> None:

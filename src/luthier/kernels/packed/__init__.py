@@ -1,0 +1,1 @@
+"""Layouts in which other tools store weights: they are decoded here, never made."""
