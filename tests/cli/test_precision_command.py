@@ -32,7 +32,7 @@ def written(folder: Path, **changes: Any) -> tuple[str, Config]:
 
 def test_it_prints_a_section_that_a_config_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file, _ = written(tmp_path)
-    command([file], budget="1.2", tokens=400)
+    command([file], budget="2.5", tokens=400)
     said = capsys.readouterr().out
     table, _, section = said.partition("\nquant:\n")
     assert "left in 16 bits; all linear layers take" in table and "loss on held-out rows: " in table
@@ -42,7 +42,7 @@ def test_it_prints_a_section_that_a_config_takes(tmp_path: Path, capsys: pytest.
     )
     quant = load_config(tmp_path / "more.yaml").quant
     assert quant is not None and quant.skip == proposed["quant"]["skip"] and len(quant.skip) > 0
-    command([file, "seed=0"], budget="1.2", tokens=400, as_json=True)
+    command([file, "seed=0"], budget="2.5", tokens=400, as_json=True)
     found = json.loads(capsys.readouterr().out)
     assert found["skip"] == quant.skip and len(found["layers"]) == 14
     loss = found["loss"]

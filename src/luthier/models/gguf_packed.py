@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -56,15 +57,15 @@ def pack_gguf(file: Path) -> Path:
     return folder
 
 
-def _tensors_of(file: Path) -> tuple[dict[str, tuple[str, Tensor]], dict[str, tuple[int, int]]]:
-    """The matrices in few bits with their types, by name, and the sizes of the types' blocks."""
+def _tensors_of(file: Path) -> tuple[dict[str, tuple[str, np.ndarray]], dict[str, tuple[int, int]]]:
+    """The matrices in few bits with their types, by name, still in the file, and the sizes of the types' blocks."""
     from gguf import GGML_QUANT_SIZES, GGUFReader
 
     found, types = {}, {}
     for tensor in GGUFReader(file).tensors:
         kind = tensor.tensor_type.name
         if kind not in PLAIN and tensor.data.ndim == 2:
-            found[tensor.name] = kind, torch.from_numpy(tensor.data)
+            found[tensor.name] = kind, tensor.data
             types[kind] = tuple(GGML_QUANT_SIZES[tensor.tensor_type])
     if not found:
         raise ModelError(
@@ -74,12 +75,12 @@ def _tensors_of(file: Path) -> tuple[dict[str, tuple[str, Tensor]], dict[str, tu
 
 
 def _matched(
-    lazy: dict[str, LazyTensor], blocks: dict[str, tuple[str, Tensor]], types: dict[str, tuple[int, int]]
+    lazy: dict[str, LazyTensor], blocks: dict[str, tuple[str, np.ndarray]], types: dict[str, tuple[int, int]]
 ) -> Iterator[tuple[str, Tensor]]:
     """All tensors of the packed folder."""
     by_rows: dict[bytes, list[str]] = defaultdict(list)
     for name, (kind, rows) in blocks.items():
-        by_rows[_key(_row_hashes(_decoded(kind, rows, types[kind])))].append(name)
+        by_rows[_key(_row_hashes(_decoded(kind, torch.tensor(rows), types[kind])))].append(name)
     for name, tensor in lazy.items():
         value = tensor[...]
         hashes = _row_hashes(value) if name.endswith(".weight") and value.dim() == 2 else []
@@ -87,7 +88,8 @@ def _matched(
         if not sources:
             yield name, value
             continue
-        kind, rows = blocks[sources.pop() if len(sources) > 1 else sources[0]]
+        kind, in_file = blocks[sources.pop() if len(sources) > 1 else sources[0]]
+        rows = torch.tensor(in_file)
         places: dict[bytes, list[int]] = defaultdict(list)
         for place, row in enumerate(_row_hashes(_decoded(kind, rows, types[kind]))):
             places[row].append(place)
