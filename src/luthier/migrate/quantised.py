@@ -4,7 +4,7 @@ from luthier.migrate.draft import Draft
 from luthier.migrate.findings import Kind
 
 _OF_FOUR = {"nf4": "nf4", "fp4": "fp4"}
-_HQQ = (2, 3, 4, 5, 6, 8)
+_HQQ = (1, 2, 3, 4, 5, 6, 8)
 
 
 def put_quant(
