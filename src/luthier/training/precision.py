@@ -68,11 +68,12 @@ def find_precision(
     """
     folder = base_folder(config)
     quantisation = chosen(config)
-    if quantisation is None or (kind := stored_as(folder)):
-        why = "has no section quant, so there is nothing to measure; add `quant: nf4`"
-        if quantisation is not None:
-            why = f"names a model that is stored as {kind} already; name the one that it was made from"
-        raise ConfigError(f"the config {why}.")
+    if quantisation is None:
+        raise ConfigError("the config has no section quant, so there is nothing to measure; add `quant: nf4`.")
+    if kind := stored_as(folder):
+        raise ConfigError(
+            f"the config names a model that is stored as {kind} already; name the one that it was made from."
+        )
     tokenizer = load_tokenizer(
         config.model.name, revision=config.model.revision, offline=config.offline, new_tokens=None
     )
