@@ -1,5 +1,4 @@
-"""Measure which layers lose most when they are stored in few bits, on your own rows, and which to leave in 16 "
-"bits."""
+"""Measure which layers lose most in few bits on your own rows, and which to leave in 16 bits."""
 
 import sys
 import tempfile

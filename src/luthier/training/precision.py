@@ -1,5 +1,4 @@
-"""Selective precision: layers of a config's model measured on its own rows, and what leaving the worst in 16 bits "
-"saves."""
+"""Selective precision: layers of a config's model measured on its own rows, and what leaving the worst saves."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,5 +1,4 @@
-"""A model that others stored in few bits, as it lies in its folder: found by its config.json, read weight by "
-"weight."""
+"""A model that others stored in few bits, as it lies in its folder: found by its config.json, read one by one."""
 
 import json
 from collections.abc import Iterator, Mapping

@@ -95,8 +95,7 @@ def mean_loss(policy: Policy, batches: Iterable[Batch]) -> float:
 
 @contextmanager
 def stored_in_place(model: nn.Module, names: Iterable[str], scheme: Scheme) -> Iterator[list[int]]:
-    """Within it these layers have the weights that they decode to when they are stored; their sizes in bytes are "
-    "given."""
+    """Within it these layers have the weights that they decode to when stored; their sizes in bytes are given."""
     kept: dict[str, Tensor] = {}
     sizes = []
     try:
