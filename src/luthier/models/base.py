@@ -28,10 +28,17 @@ def folder_of(name: str, revision: str | None, offline: bool, unpack: bool | Non
     return unpacked(folder) if unpack else folder
 
 
-def refuse_unadapted(config: Config, folder: Path) -> None:
-    """Raises ConfigError if all weights would have to be trained though they are stored in few bits."""
+def folder_to_train(config: Config) -> Path:
+    """The folder with the model of a config that is to be trained.
+
+    Raises:
+        ConfigError: all weights would be trained, though they are stored in few bits.
+        ModelError: see `folder_of`.
+    """
+    folder = base_folder(config)
     if config.lora is None and (kind := stored_as(folder)):
         raise ConfigError(
-            f"model.name: {config.model.name} is stored as {kind}. Such weights cannot be trained themselves. Add "
-            "the section lora (`lora: {}`), or set model.unpack: true to decode them once and train them all."
+            f"model.name: {config.model.name} is stored as {kind}. Such weights cannot be trained themselves. Add the "
+            "section lora (`lora: {}`), or set model.unpack: true to decode them once and train them all."
         )
+    return folder

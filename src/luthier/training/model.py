@@ -8,7 +8,7 @@ from luthier.errors import ConfigError
 from luthier.kernels import native
 from luthier.kernels.attention_varlen import why_not
 from luthier.models.adapter_table import adapter_table
-from luthier.models.base import base_folder, refuse_unadapted
+from luthier.models.base import folder_to_train
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer
@@ -43,8 +43,7 @@ def build_policy(
             "model.dtype is float16, whose small range loses small gradients in training. "
             "Set model.dtype: auto, bfloat16 or float32."
         )
-    folder = base_folder(config)
-    refuse_unadapted(config, folder)
+    folder = folder_to_train(config)
     quantisation = chosen(config)
     if head is None:
         model = load_model(folder, dtype, device, quantisation)

@@ -68,7 +68,9 @@ def find_precision(
     folder = base_folder(config)
     quantisation = chosen(config)
     if quantisation is None:
-        raise ConfigError("the config has no section quant, so there is nothing to measure; add `quant: nf4`.")
+        raise ConfigError(
+            "the config has no section quant, so there is nothing to measure; add `quant: nf4`."
+        )
     if kind := stored_as(folder):
         raise ConfigError(
             f"the config names a model that is stored as {kind} already; name the one that it was made from."
