@@ -98,7 +98,8 @@ class Studio:
         config = self.config(
             name, method, f"{SHARED / 'dataset_info.json'}#{set_name}", max(2, self.steps // 4)
         )
-        config["data"]["max_length"] = 512  # a row, for KTO with another's answer, has to fit into a micro-batch
+        # a row, for KTO together with another's answer, has to fit into a micro-batch
+        config["data"]["max_length"] = 512
         return {"method": method, **trained(config)}
 
     def judged(self, config: dict[str, Any], rows: str) -> dict[str, float]:

@@ -114,24 +114,8 @@ DEFINITIONS = {name: kind for schema in SCHEMAS.values() for name, kind in schem
 PROPERTIES["optim"] |= known_plugins()["optim"]["adamw"]["properties"]
 
 
-@st.composite
-def written_configs(draw: st.DrawFn) -> dict[str, Any]:
-    """Values for any keys of the tree, each right by itself."""
-    values: dict[str, Any] = {"model": {"name": draw(TEXT.filter(bool))}, "data": {"path": ["a.jsonl"]}}
-    for name in Config.model_fields:
-        if name not in PROPERTIES:
-            values[name] = draw(st.booleans() if name == "offline" else st.integers(0, 10**30))
-            continue
-        if name not in values and draw(st.booleans()):
-            continue
-        properties = PROPERTIES[name]
-        keys = draw(
-            st.lists(st.sampled_from([k for k in properties if k != "name"] or ["name"]), unique=True)
-        )
-        needed = [key for key in SCHEMAS[name].get("required", ()) if key not in values.get(name, {})]
-        values.setdefault(name, {})
-        values[name] |= {key: draw(values_for(properties[key])) for key in needed}
-        values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
+def fitting(draw: st.DrawFn, values: dict[str, Any]) -> dict[str, Any]:
+    """The section lora without keys that do not go together."""
     lora: dict[str, Any] = values.get("lora", {})
     for key in draw(st.sampled_from([("adapters", "experts"), ("restart", "dora", "experts")])):
         if {"adapters", "restart"} & lora.keys():
@@ -150,6 +134,34 @@ def written_configs(draw: st.DrawFn) -> dict[str, Any]:
             one["layers"] = draw(st.sampled_from(["8-15", "8-", "last 4"]))
         for key in {"ranks", "alphas"} & one.keys():
             one[key] = {re.escape(name): value for name, value in one[key].items()}
+    return lora
+
+
+@st.composite
+def written_configs(draw: st.DrawFn) -> dict[str, Any]:
+    """Values for any keys of the tree, each right by itself."""
+    values: dict[str, Any] = {"model": {"name": draw(TEXT.filter(bool))}, "data": {"path": ["a.jsonl"]}}
+    for name in Config.model_fields:
+        if name not in PROPERTIES:
+            values[name] = draw(st.booleans() if name == "offline" else st.integers(0, 10**30))
+            continue
+        if name not in values and draw(st.booleans()):
+            continue
+        properties = PROPERTIES[name]
+        keys = draw(
+            st.lists(st.sampled_from([k for k in properties if k != "name"] or ["name"]), unique=True)
+        )
+        needed = [key for key in SCHEMAS[name].get("required", ()) if key not in values.get(name, {})]
+        values.setdefault(name, {})
+        values[name] |= {key: draw(values_for(properties[key])) for key in needed}
+        values[name] |= {key: draw(values_for(properties[key])) for key in keys if key != "name"}
+    if "peft" in values:  # its keys are those of its type, and it stands alone
+        values["peft"] = {"type": "ia3", "fan_in_fan_out": draw(st.booleans())}
+        for other in ("lora", "quant", "qat", "tune"):
+            values.pop(other, None)
+        values["model"].pop("new_tokens", None)
+        values.get("train", {}).pop("new_token_steps", None)
+    lora = fitting(draw, values)
     data = values["data"]
     if data.get("sets"):
         del data["path"]

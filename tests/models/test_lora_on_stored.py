@@ -107,7 +107,9 @@ def test_loftq_starts_as_near_to_the_original_as_its_rank_allows(scheme: Any, fo
         assert isinstance(module, LoraLinear) and isinstance(module.base, QuantLinear)
         assert isinstance(original, nn.Linear)
         left = torch.linalg.svdvals(original.weight.detach() - module.base.weight)[8:].norm()
-        assert float((original.weight - module.weight).detach().norm()) == pytest.approx(float(left), rel=1e-3)
+        assert float((original.weight - module.weight).detach().norm()) == pytest.approx(
+            float(left), rel=1e-3
+        )
         assert module.start_A is None
     assert difference(logits(model), logits(plain)) < stored_alone
 

@@ -167,6 +167,8 @@ def _given(tune: TuneSection) -> dict[str, object]:
 
 def _weights(config: Config) -> str:
     lora = config.lora
+    if config.peft is not None:
+        return f"{_named(config.peft.type, config.peft.options)} by the library peft"
     rounded = f"; rounded to {_named(config.qat.name, config.qat.options)}" if config.qat else ""
     if config.tune is not None:
         return f"some are tuned: {_named(config.tune.name, _given(config.tune))}{rounded}"

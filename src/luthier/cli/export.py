@@ -163,11 +163,16 @@ def _which_base(scheme: str, base: str) -> str:
 def _merge(config: "Config", adapter: Path, target: Path, chosen_base: str, *, wide: bool = False) -> None:
     from luthier.export.heads import has_other_head, merge_head_to_folder
     from luthier.export.merge import merge_to_folder
+    from luthier.export.peft import merge_peft_to_folder
     from luthier.models.base import base_folder
+    from luthier.models.peft_adapters.attach import peft_type_of
     from luthier.models.quantised.chosen import chosen
 
     quantisation = chosen(config) if chosen_base == "trained" else None
     base = base_folder(config)
+    if peft_type_of(adapter) is not None:
+        merge_peft_to_folder(base, adapter, target, quantisation=quantisation, wide=wide)
+        return
     if has_other_head(adapter):
         merge_head_to_folder(base, adapter, target, quantisation=quantisation)
         return

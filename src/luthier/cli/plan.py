@@ -36,8 +36,6 @@ def command(
     file, overrides = split_arguments(arguments)
     config, _ = load_with_places(file, overrides)
 
-    import torch
-
     from luthier.memory import free_memory
     from luthier.models.activations.levels import Level
     from luthier.models.device import pick_device
@@ -62,5 +60,5 @@ def command(
     for note in drawn.notes:
         print(note)
     if device is None or device == "cpu":
-        free = free_memory(torch.device(where)) / GB
+        free = free_memory(pick_device(where)) / GB
         print(f"{free:.2f} GB are free here now; memory.activations: auto keeps as much as fits")

@@ -207,6 +207,16 @@ def known_inits() -> list[str]:
     return sorted(path.stem for path in folder.glob("*.py") if path.stem != "base" and path.stem[0] != "_")
 
 
+def nothing_lost(lora: LoraSection) -> str:
+    """Why adapters cannot start from what weights lost when they were stored in few bits, where none are; or ""."""
+    if lora.init != "loftq":
+        return ""
+    return (
+        "lora.init is loftq, which starts from what weights lost when they were stored in few bits, but none are; add "
+        "the section quant (`quant: nf4`), or choose another lora.init"
+    )
+
+
 def no_restarts(train: Any) -> str:
     """Why the section `train` cannot have restarts; empty if it can."""
     for key in ("average", "max_tokens"):

@@ -43,7 +43,7 @@ class OptimSection(Section):
     """Name of a file in `optim/`, or the path of a Python file (`./mine.py`) with an optimizer of your own."""
 
     lr: Annotated[float, Field(ge=0)] | None = None
-    """Peak learning rate. Absent: 2e-4 with adapters, 2e-5 for all weights."""
+    """Peak learning rate. Absent: 2e-4 with `lora`, 1e-3 with `peft`, 2e-5 for all weights."""
 
     stochastic_rounding: bool = False
     """For bfloat16 weights, all of them trained: no fp32 masters, which saves 4 bytes a weight. Each update is rounded

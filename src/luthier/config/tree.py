@@ -13,8 +13,9 @@ from pydantic import ConfigDict, Field, model_validator
 
 from luthier.config.data_section import DataSection
 from luthier.config.forms import KeysAlone, Shorthand
-from luthier.config.lora_section import LoraSection, no_restarts
+from luthier.config.lora_section import LoraSection, no_restarts, nothing_lost
 from luthier.config.optim_section import OptimSection, ScheduleSection
+from luthier.config.peft_section import PeftSection
 from luthier.config.problems import Problem, impossible
 from luthier.config.qat_section import QatSection, qat_clashes
 from luthier.config.quant_section import QuantSection
@@ -311,6 +312,7 @@ class Config(Section):
     reference: Annotated[ReferenceSection, Shorthand("name")] = ReferenceSection()
     teacher: Annotated[TeacherSection | None, Shorthand("name")] = None
     lora: LoraSection | None = None
+    peft: Annotated[PeftSection | None, Shorthand("type")] = None
     quant: Annotated[QuantSection | None, Shorthand("name")] = None
     tune: Annotated[TuneSection | None, Shorthand("name")] = None
     qat: Annotated[QatSection | None, Shorthand("name")] = None
@@ -341,31 +343,32 @@ class Config(Section):
     @model_validator(mode="after")
     def _sections_agree(self) -> Self:
         problems = disagreements(self.data, self.eval, self.schedule, self.train)
-        if self.quant and not self.lora:
+        if self.peft is not None:
+            quant = self.quant.name if self.quant else None
+            problems += self.peft.clashes(
+                self.lora is not None, quant, bool(self.model.new_tokens), self.qat is not None
+            )
+        if self.quant and not self.has_adapter:
             text = (
                 f"quant.name is {self.quant.name}, which stores frozen weights, but without lora all weights "
                 "are tuned; add the section lora (`lora: {}`), or leave out quant"
             )
             problems.append(Problem("quant", text))
-        if self.lora:
-            problems += beside_adapters(self.tune, in_backward=self.train.optimizer_in_backward)
-        if self.optim.stochastic_rounding and self.lora:
+        if self.has_adapter:
+            section = "lora" if self.lora else "peft"
+            problems += beside_adapters(section, self.tune, in_backward=self.train.optimizer_in_backward)
+        if self.optim.stochastic_rounding and self.has_adapter:
             text = (
-                "optim.stochastic_rounding is true, but adapters (section lora) are fp32: nothing is rounded; leave "
-                "it out"
+                "optim.stochastic_rounding is true, but adapters are fp32: nothing is rounded; leave it out"
             )
             problems.append(Problem("optim.stochastic_rounding", text))
         if self.qat:
             problems += qat_clashes(self.qat, self.lora, self.quant, compiled=self.model.compile)
         if self.lora and self.lora.restart and (fault := no_restarts(self.train)):
             problems.append(Problem("lora.restart", fault))
-        if self.lora and self.lora.init == "loftq" and not self.quant:
-            text = (
-                "lora.init is loftq, which starts from what weights lost when they were stored in few bits, but none "
-                "are; add the section quant (`quant: nf4`), or choose another lora.init"
-            )
-            problems.append(Problem("lora.init", text))
-        if self.lora and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
+        if self.lora and not self.quant and (fault := nothing_lost(self.lora)):
+            problems.append(Problem("lora.init", fault))
+        if self.has_adapter and self.reference.sync_every and (self.reference.sync_alpha or 1) < 1:
             text = (
                 f"reference.sync_alpha is {self.reference.sync_alpha:g}, but a mix of two adapters (section lora) is "
                 "no adapter of their rank; set it to 1, or tune all weights by leaving out lora"
@@ -385,4 +388,11 @@ class Config(Section):
         """Peak learning rate, with the default resolved."""
         if self.optim.lr is not None:
             return self.optim.lr
+        if self.peft is not None:
+            return 1e-3
         return 2e-4 if self.lora else 2e-5
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether an adapter is trained, and not the model's own weights."""
+        return self.lora is not None or self.peft is not None

@@ -34,19 +34,19 @@ def hindrances(train: "TrainSection") -> list[Problem]:
     return problems
 
 
-def beside_adapters(tune: TuneSection | None, *, in_backward: bool) -> list[Problem]:
-    """What has no meaning where the section `lora` is given."""
+def beside_adapters(section: str, tune: TuneSection | None, *, in_backward: bool) -> list[Problem]:
+    """What has no meaning where this section, `lora` or `peft`, adds adapters."""
     problems = []
     if tune is not None:
         text = (
-            f"tune.name is {tune.name}, which chooses the model's own weights, and lora tunes adapters beside them; "
-            "leave out one of the two (lora.modules_to_save tunes modules whole beside adapters)"
+            f"tune.name is {tune.name}, which chooses the model's own weights, and {section} tunes adapters beside "
+            "them; leave out one of the two (lora.modules_to_save tunes modules whole beside adapters)"
         )
         problems.append(Problem("tune", text))
     if in_backward:
         text = (
-            "train.optimizer_in_backward saves the gradients of all weights, but with lora only adapters have any, "
-            "which are small; leave out one of the two"
+            f"train.optimizer_in_backward saves the gradients of all weights, but with {section} only adapters have "
+            "any, which are small; leave out one of the two"
         )
         problems.append(Problem("train.optimizer_in_backward", text))
     return problems

@@ -12,6 +12,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.utils import logging
 
 from luthier.kernels.attention import AttentionRule, Forest, forest_attention
+from luthier.models.states_first import StatesFirst, attend_behind
 
 FOREST = "luthier_forest"
 """Name under which transformers' attention interface finds Luthier's attention. Because no mask builder is
@@ -40,6 +41,9 @@ def attend_forest(
         raise ValueError("this model adds a mask or a bias of its own to its attention scores")
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rule = AttentionRule(scale, sliding_window, softcap, dropout if module.training else 0.0)
+    if isinstance(forest, StatesFirst):
+        layer = int(module.layer_idx)  # pyright: ignore[reportArgumentType]
+        return attend_behind(layer, query[0], key[0], value[0], forest, rule, s_aux)[None], None
     return forest_attention(query[0], key[0], value[0], forest, rule, s_aux)[None], None
 
 

@@ -10,12 +10,12 @@ from luthier.allocator import keep_pages
 from luthier.config.load import load_config
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
-from luthier.models.adapter_files import attach_adapter
 from luthier.models.base import folder_of
 from luthier.models.device import pick_device, pick_dtype
 from luthier.models.head_files import read_head
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.new_tokens import make_room
+from luthier.models.peft_adapters.attach import attach_any
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import Quantisation
 from luthier.models.rounded.apply import Rounded, chosen_rounding, round_linears
@@ -86,7 +86,7 @@ def load_for_inference(
     model = load_model(folder, pick_dtype(dtype, where), where, quantisation)
     round_linears(model, rounding)
     if adapter_folder is not None and adapter:
-        attach_adapter(model, adapter_folder)
+        attach_any(model, adapter_folder)
     tokenizer = _tokenizer(tokenizer_name, base, revision, offline)
     if adapter_folder is not None and not adapter:
         make_room(model, len(tokenizer))  # the tokenizer may have new tokens, whose rows are the adapter's

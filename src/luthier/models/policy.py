@@ -26,6 +26,7 @@ from luthier.kernels.token_statistics import Statistic, of_logits
 from luthier.models import compat
 from luthier.models.heads import OutputHead
 from luthier.models.noise import EmbeddingNoise
+from luthier.models.peft_adapters.held import peft_of
 from luthier.models.routers import Routers
 
 Layout = Literal["packed", "rows", "plain"]
@@ -59,7 +60,10 @@ class Policy(nn.Module):
 
         Then rows may share what they begin with. Not so without packing, nor where dropout or noise is drawn.
         """
-        return self.layout == "packed" and self.noise is None and not any(map(_dropout, self.model.modules()))
+        adapter = peft_of(self.model)
+        if self.layout != "packed" or self.noise is not None or (adapter is not None and adapter.random):
+            return False
+        return not any(map(_dropout, self.model.modules()))
 
     def forward(self, batch: Batch) -> Tensor:
         """Log-probability of every prediction, [N], in fp32."""

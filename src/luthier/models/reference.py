@@ -2,6 +2,7 @@
 
 - `OwnStart`: the policy with the weights it had when training began. Only what is trained can differ, so only that
   is kept: for an adapter a few megabytes, for full fine-tuning a second copy of the weights.
+- `WithoutPrompt`: the policy without the tokens that it learns to put first, which are no change of it at the start.
 - `Synchronised`: the same, but now and then it moves to where the policy is.
 - `OtherModel`: a second model.
 - `Known`: what one of these said of each row, made once before training and kept (training/known_values.py).
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from luthier.data.batch import Batch
 from luthier.models.lora import restarted_parts
+from luthier.models.peft_adapters.held import without_peft
 from luthier.models.policy import Policy
 
 GIVEN = "reference"
@@ -129,6 +131,21 @@ class Synchronised(OwnStart):
     def restore(self, state: Sequence[Tensor]) -> None:
         for weight, saved in zip(self.frozen, state, strict=True):
             weight.copy_(saved)
+
+
+class WithoutPrompt(Reference):
+    """A policy without what it learns to put before the tokens, which no start makes the model beneath.
+
+    Args:
+        policy: what is trained, with an adapter of peft that is a prompt.
+    """
+
+    def __init__(self, policy: Policy):
+        self.policy = policy
+
+    def logprobs(self, batch: Batch) -> Tensor:
+        with without_peft(self.policy.model):
+            return frozen_logprobs(self.policy, batch)
 
 
 class OtherModel(Reference):

@@ -35,6 +35,7 @@ from luthier.training.layout import cost_of, layout_of
 from luthier.training.loop import Trainer
 from luthier.training.model import build_policy
 from luthier.training.own_answers import build_own_answers
+from luthier.training.peft import follow_ranks
 from luthier.training.reference import check_reference
 from luthier.training.restarts import add_restarts
 from luthier.training.rows import Data, DataBuilder, Say, recipe_of
@@ -123,6 +124,7 @@ def build_trainer(
         max_tokens=config.train.max_tokens,
         reference=beside.reference,
     )
+    notes += follow_ranks(trainer)
     trainer.learner.scorer.teacher = beside.teacher
     own_answers, told = build_own_answers(config, method, policy, source)
     trainer.learner.before_step = own_answers or trainer.learner.before_step
@@ -217,7 +219,7 @@ def _source(
         "rank": cluster.rank,
         "world": cluster.world,
         "sharing": sharing,
-        "cost": cost_of(policy, adapters=config.lora is not None),
+        "cost": cost_of(policy, adapters=config.has_adapter),
     }
     if data.stream is None:
         return StepSource(data.train, **options)

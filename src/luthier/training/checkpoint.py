@@ -18,6 +18,8 @@ from luthier.data.stream import StreamSource
 from luthier.errors import RunError
 from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.lora import adapters
+from luthier.models.peft_adapters.files import load_exactly, save_exactly, save_peft
+from luthier.models.peft_adapters.held import peft_of
 from luthier.optim.average import Average, put, swapped
 from luthier.optim.stepper import shown_weights
 from luthier.parallel.cluster import Cluster
@@ -150,7 +152,10 @@ def check_seen(path: Path, cluster: Cluster) -> None:
 
 def _save_weights(model: PreTrainedModel, folder: Path, base_name: str, revision: str | None) -> None:
     """The adapter in PEFT's format if there is one; otherwise all weights under the names they have in memory."""
-    if adapters(model):
+    if peft_of(model) is not None:
+        save_peft(model, folder, base_name=base_name, revision=revision)
+        save_exactly(model, folder)
+    elif adapters(model):
         save_adapter(model, folder, base_name=base_name, revision=revision)
     else:  # not save_pretrained: many families have other names on disk, which only loading a model translates
         save_model(model, str(folder / WEIGHTS))
@@ -162,6 +167,9 @@ def load_weights(model: PreTrainedModel, folder: Path) -> None:
     Raises:
         RunError: they are not those of this model.
     """
+    if peft_of(model) is not None:
+        load_exactly(model, folder)
+        return
     if adapters(model):
         load_adapter(model, folder)
         return

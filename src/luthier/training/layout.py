@@ -18,7 +18,7 @@ def layout_of(config: Config, data: Data, policy: Policy, micro_tokens: int) -> 
         hinder = f"the layout {policy.layout} computes each on its own"
     if config.train.neftune_noise_alpha:
         hinder = "train.neftune_noise_alpha draws noise for each of them"
-    cost = cost_of(policy, adapters=config.lora is not None)
+    cost = cost_of(policy, adapters=config.has_adapter)
     return lay_out(data.train, cost, micro_tokens, sharing=sharing, hinder=hinder)
 
 

@@ -13,6 +13,7 @@ from luthier.models.device import pick_device, pick_dtype
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
+from luthier.models.peft_adapters.held import noticeable_peft
 from luthier.models.policy import Policy
 from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import num_weights, storage_note
@@ -24,6 +25,7 @@ from luthier.models.value_head import Head
 from luthier.parallel.cluster import Cluster
 from luthier.training.adapt import adapt, begin_adapters
 from luthier.training.heads import load_head_model, modules_to_train, policy_maker
+from luthier.training.peft import adapt_by_peft, settle_peft
 from luthier.training.rows import Data, Say
 from luthier.training.tune import build_way
 
@@ -54,29 +56,26 @@ def build_policy(
     tokens = _place_tokens(config, model)
     rounding = chosen_rounding(config)
     rounded = round_linears(model, rounding)
-    choice = choose_policy(
-        model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
-    )
-    policy = choice.policy
     notes = [reshaped] * bool(reshaped) + [tokens.note()] * bool(config.model.new_tokens)
     notes += [rounding.note(rounded)] if rounding is not None else []
+    notes += [line] if (line := adapt_by_peft(config, model, head)) else []
+    with noticeable_peft(model):
+        choice = choose_policy(
+            model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
+        )
+    policy = choice.policy
+    settle_peft(policy)
     notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
-    notes.append(adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say))
+    if config.peft is None:
+        notes.append(
+            adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say)
+        )
     notes += begin_adapters(config, policy, data.train, folder)
     fusion, line = fuse_checked(policy) if config.model.fused else (None, "model.fused is false")
     notes += [line] * config.model.fused + adapter_table(policy.model, fusion, line)
     if config.model.compile:
         notes.append(compile_layers(policy.model))
-    if (
-        device.type == "cuda"
-        and policy.layout == "packed"
-        and (why := _no_flash(policy.model, dtype, device))
-    ):
-        notes.append(
-            f"attention runs as products of tiles instead of torch's flash attention, which is faster: {why}"
-        )
-    if device.type == "cpu" and (why := native.reason()):
-        notes.append(f"plain torch instead of C++ kernels, which is slower: {why}")
+    notes += _slower(policy, dtype, device)
     if said := storage_note(policy.model, config.quant.name if config.quant else stored_as(folder)):
         notes.append(said)
     num_all = num_weights(policy)
@@ -85,6 +84,21 @@ def build_policy(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
     )
     return policy, tokens, notes
+
+
+def _slower(policy: Policy, dtype: torch.dtype, device: torch.device) -> list[str]:
+    """What runs slower than it could on this machine, and why."""
+    if (
+        device.type == "cuda"
+        and policy.layout == "packed"
+        and (why := _no_flash(policy.model, dtype, device))
+    ):
+        return [
+            f"attention runs as products of tiles instead of torch's flash attention, which is faster: {why}"
+        ]
+    if device.type == "cpu" and (why := native.reason()):
+        return [f"plain torch instead of C++ kernels, which is slower: {why}"]
+    return []
 
 
 def _no_flash(model: PreTrainedModel, dtype: torch.dtype, device: torch.device) -> str:

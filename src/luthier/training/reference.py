@@ -1,5 +1,6 @@
 """Which reference a run compares with, as its config says."""
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 from luthier.config.reference_section import ReferenceSection
@@ -7,8 +8,9 @@ from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.methods.base import Method
 from luthier.models.load import load_tokenizer
+from luthier.models.peft_adapters.held import peft_of, without_peft
 from luthier.models.policy import Policy
-from luthier.models.reference import Known, OtherModel, OwnStart, Reference, Synchronised
+from luthier.models.reference import Known, OtherModel, OwnStart, Reference, Synchronised, WithoutPrompt
 from luthier.parallel.cluster import Cluster
 from luthier.places import cache_folder
 from luthier.training.asked import ReferenceLogprobs
@@ -63,8 +65,16 @@ def build_reference(
         other, notes = _other_model(config, name, policy)
     asked = ReferenceLogprobs(other.policy if other is not None else policy)
     make = KnownValues(asked, cluster, say, cache_folder("reference"))
-    held_out = make(data.held_out) if data.held_out is not None else None
-    return Known(), replace(data, train=make(data.train), held_out=held_out), notes
+    with without_peft(policy.model) if _is_prompted(policy) else nullcontext():
+        held_out = make(data.held_out) if data.held_out is not None else None
+        train = make(data.train)
+    return Known(), replace(data, train=train, held_out=held_out), notes
+
+
+def _is_prompted(policy: Policy) -> bool:
+    """Whether the policy learns what stands before the tokens; a reference then goes without."""
+    adapter = peft_of(policy.model)
+    return adapter is not None and adapter.prompt is not None
 
 
 def _cached(config: Config, data: Data, often: bool) -> bool:
@@ -81,8 +91,15 @@ def _live(config: Config, policy: Policy) -> tuple[Reference, list[str]]:
     if section.name is not None:
         other, notes = _other_model(config, section.name, policy)
         return other, [notes[0] + _memory(other), *notes[1:]]
+    if _is_prompted(policy):
+        if section.sync_every is not None:
+            raise ConfigError(
+                "reference.sync_every moves the reference to the model, and with a learned prompt (section peft) it is "
+                "the model without that prompt; leave out reference.sync_every"
+            )
+        return WithoutPrompt(policy), ["the reference is the model without the learned prompt"]
     if section.sync_every is not None:
-        alpha = section.sync_alpha or (1.0 if config.lora else 0.6)
+        alpha = section.sync_alpha or (1.0 if config.has_adapter else 0.6)
         moving = Synchronised(policy, section.sync_every, alpha)
         told = f"the reference moves to the model every {section.sync_every} steps"
         return moving, [f"{told}, by {alpha:g} of the way{_memory(moving)}"]

@@ -22,6 +22,7 @@ from luthier.models.adapter_files import save_adapter
 from luthier.models.compat import bars_on_terminals_only, plain_attention
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.load import load_tokenizer
+from luthier.models.peft_adapters.files import save_peft
 from luthier.optim.average import put
 from luthier.optim.stepper import shown_weights
 from luthier.parallel.cluster import Cluster, join_cluster
@@ -266,12 +267,14 @@ def _save_trained(
     config: Config, folder: RunFolder, trainer: Trainer, tokenizer: PreTrainedTokenizerFast
 ) -> Path:
     """Writes `adapter/` or `model/` with tokenizer and chat template."""
-    target = folder.adapter if config.lora else folder.model
+    target = folder.adapter if config.has_adapter else folder.model
     with atomic_folder(target) as partial:
         model = trainer.policy.model
         if isinstance(trainer.policy, HeadPolicy):
             save_head_files(trainer.policy, partial, config, tokenizer)
-        if config.lora:
+        if config.peft:
+            save_peft(model, partial, base_name=config.model.name, revision=config.model.revision)
+        elif config.lora:
             save_adapter(model, partial, base_name=config.model.name, revision=config.model.revision)
         else:
             with plain_attention(model), bars_on_terminals_only():
@@ -294,7 +297,7 @@ def _result_of(folder: RunFolder, config: Config) -> Result:
     """What a finished run has reached, read from its files."""
     rows = read_metrics(folder.metrics)
     losses = [loss for _, loss in series(rows, "eval", "loss") if loss is not None]
-    trained = folder.adapter if config.lora else folder.model
+    trained = folder.adapter if config.has_adapter else folder.model
     best = min(losses, default=None)
     before, after = task_metrics(rows, "before"), task_metrics(rows, "after")
     return Result(folder.path, trained, folder.report, best, before, after)

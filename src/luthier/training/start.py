@@ -62,10 +62,10 @@ def find_start(config: Config, method: Method) -> Path | None:
             )
         path = RunFolder(path).checkpoint(steps[-1])
     before = _config_of(path)
-    if before is not None and (before.lora is None) != (config.lora is None):
-        has = "all weights" if before.lora is None else "an adapter (lora)"
+    if before is not None and before.has_adapter != config.has_adapter:
+        has = "an adapter" if before.has_adapter else "all weights"
         raise ConfigError(
-            f"checkpoint.start is {path}, which holds {has}; give this run the same section lora as that one"
+            f"checkpoint.start is {path}, which holds {has}; give this run the same section lora or peft as that one"
         )
     if before is not None and new_layers(before) != new_layers(config):
         raise ConfigError(
@@ -128,7 +128,7 @@ def _check_reference(path: Path, before: Config, config: Config, method: Method)
         return
     trunk = path.parent.parent
     advice = f"model: {RunFolder(trunk).model}"
-    if before.lora is not None:
+    if before.has_adapter:
         advice = f"model: {trunk / 'merged'}, after `luthier export {trunk} --to merged`"
     raise ConfigError(
         f"checkpoint.start is {path} of a run of {before.method.name}, and {config.method.name} compares with a "

@@ -20,6 +20,7 @@ from luthier.kernels.quant.base import Stored
 from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
+from luthier.models.peft_adapters.held import is_of_peft
 from luthier.models.quantised.linear import QuantLinear
 from luthier.models.rounded.linear import RoundedLinear
 from luthier.models.token_rows import TokenRows
@@ -126,6 +127,8 @@ def bind(model: PreTrainedModel) -> BoundModel:
         if not isinstance(getattr(base, name, None), nn.Module):
             raise CannotBind(f"{type(base).__name__} has no {name}")
     _refuse_changing_rotary(model.config)
+    if base._forward_pre_hooks:
+        raise CannotBind("something that was learned stands before the tokens")
     by_type = "layer_type" in inspect.signature(base.rotary_emb.forward).parameters
     known = describers()
     layers = tuple(_layer(layer, known, by_type) for layer in base.layers)
@@ -161,6 +164,8 @@ def _layer(layer: nn.Module, known: dict[str, Any], by_type: bool) -> BoundLayer
     for path, module in layer.named_modules():
         if module._forward_hooks or module._forward_pre_hooks:
             raise CannotBind(f"{path or name} has hooks")
+        if is_of_peft(module):
+            raise CannotBind(f"{path} has an adapter of the library peft")
     described: parts.Layer = known[name](layer)
     kind = getattr(layer.get_submodule("self_attn"), "layer_type", None) if by_type else None
     return BoundLayer(

@@ -17,6 +17,7 @@ from luthier.data.batch import Batch
 from luthier.kernels.attention import Forest
 from luthier.models.fused.exact import layer_fault
 from luthier.models.fused.fuse import Fusion, fuse
+from luthier.models.peft_adapters.held import peft_of
 from luthier.models.policy import Policy
 from luthier.models.tripwire import probe
 
@@ -28,6 +29,8 @@ def fuse_checked(policy: Policy) -> tuple[Fusion | None, str]:
     """Fuses the policy's model if that is faithful; the fusion, and a line that says what runs how and why."""
     if policy.layout != "packed":
         return None, "no layer is fused, as documents do not go through this model end to end"
+    if (adapter := peft_of(policy.model)) is not None and adapter.prompt and adapter.prompt.gives_states:
+        return None, "no layer is fused: learned keys and values stand before those of the tokens"
     was_training = policy.training
     policy.eval()
     try:

@@ -8,6 +8,9 @@ from luthier.kernels.workspace import Workspace
 from luthier.models.families._common import describers
 from luthier.models.fused.layer import CannotFuse, FusedLayer
 from luthier.models.lora import adapters
+from luthier.models.peft_adapters.held import is_of_peft
+
+OF_PEFT = "an adapter of the library peft is in it"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,9 @@ def fuse(model: nn.Module) -> Fusion:
     for module in list(model.modules()):
         describe = described_by.get(type(module).__name__)
         if describe is None or "forward" in vars(module):
+            continue
+        if any(map(is_of_peft, module.modules())):
+            reasons[OF_PEFT] = reasons.get(OF_PEFT, 0) + 1
             continue
         try:
             fused = FusedLayer(module, describe(module), workspace, pack=pack)
