@@ -205,7 +205,7 @@ def test_no_fault_hides_another(broken):
     assert set(faults(values)) == {f"configuration: {SEPARATE_FAULTS[name][1]}" for name in broken}
 
 
-NEEDED = {"teacher": {"name": "x"}}
+NEEDED = {"teacher": {"name": "x"}, "peft": {"type": "ia3"}}
 """What a section must have once it is there."""
 BESIDE = {"quant": {"lora": {}}}
 """Sections that must be there beside one."""

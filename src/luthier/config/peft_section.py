@@ -7,7 +7,7 @@ from pydantic import ConfigDict, model_validator
 from luthier.config.peft_types import OWN, REFUSED, needed, peft_types, prompt_types
 from luthier.config.problems import Problem, impossible
 from luthier.config.section import Section, Text
-from luthier.config.words import did_you_mean, shown
+from luthier.config.words import did_you_mean, nearest, shown
 
 
 class PeftSection(Section):
@@ -35,6 +35,9 @@ class PeftSection(Section):
         if lora:
             text = "lora and peft both say which adapters are trained; keep one of the two sections"
             problems.append(Problem("peft", text))
+        if qat:
+            text = "qat rounds weights that adapters of peft read as they are; use lora with qat, or leave out qat"
+            problems.append(Problem("qat", text))
         if quant is not None and not self.is_prompt:
             text = (
                 f"quant.name is {quant}, and {self.type} of peft changes layers whose weights it must see as they are; "
@@ -47,9 +50,6 @@ class PeftSection(Section):
                 "the section lora, or leave them out"
             )
             problems.append(Problem("model.new_tokens", text))
-        if qat:
-            text = "qat rounds weights as they are trained, and peft trains none of them; use the section lora, or none"
-            problems.append(Problem("qat", text))
         return problems
 
     @model_validator(mode="after")
@@ -80,10 +80,9 @@ class PeftSection(Section):
             if key in OWN:
                 problems.append(Problem(f"peft.{key}", f"peft.{key} is filled in by the run; remove it"))
             elif key not in settings:
-                near = did_you_mean(key, sorted(settings))
-                problems.append(
-                    Problem(f"peft.{key}", f"unknown key peft.{key}; {self.type} has no such setting{near}")
-                )
+                near = nearest(key, ["type", *sorted(settings)])
+                meant = f"did you mean peft.{near}?" if near else f"{self.type} has no such setting"
+                problems.append(Problem(f"peft.{key}", f"unknown key peft.{key}; {meant}"))
             elif value is not None and not settings[key].fits(value):
                 text = f"peft.{key} is {shown(value)}; {self.type} expects {settings[key].expected()}"
                 problems.append(Problem(f"peft.{key}", text))

@@ -42,7 +42,7 @@ class OnDisk:
             return value
         storage = torch.UntypedStorage.from_file(name := self._file(value.nbytes), True, value.nbytes)
         os.unlink(name)
-        placed = torch.empty(0, dtype=value.dtype).set_(storage, 0, value.shape)
+        placed = torch.empty(0, dtype=value.dtype).set_(storage, 0, value.shape)  # pyright: ignore[reportCallIssue]
         self.num_bytes += value.nbytes
         return placed.copy_(value)
 

@@ -179,6 +179,7 @@ class Stepper(torch.optim.Optimizer):
         found = {}
         for parameter, state in self.state.items():
             algorithm, about = self._of[id(parameter)], self._about[id(parameter)]
+            assert isinstance(parameter, nn.Parameter)
             weight = self._wide(parameter)
             other = algorithm.shown(Piece(weight, weight, state, state["step"], about))
             if other is not None:

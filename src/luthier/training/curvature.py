@@ -84,4 +84,5 @@ def build_curvature(config: Config, trainer: Trainer) -> Curvature | None:
             "of routers do not allow for. Leave out train.neftune_noise_alpha, set model.router_aux_weight: 0, or set "
             "optim.name: adamw"
         )
+    assert isinstance(optimizer, Stepper), "no other has a curvature"
     return Curvature(trainer, optimizer, every, config.seed)

@@ -56,16 +56,10 @@ def build_policy(
     tokens = _place_tokens(config, model)
     rounding = chosen_rounding(config)
     rounded = round_linears(model, rounding)
+    policy, told = _policy_of(config, model, head)
     notes = [reshaped] * bool(reshaped) + [tokens.note()] * bool(config.model.new_tokens)
     notes += [rounding.note(rounded)] if rounding is not None else []
-    notes += [line] if (line := adapt_by_peft(config, model, head)) else []
-    with noticeable_peft(model):
-        choice = choose_policy(
-            model, config.model.packing, config.max_length, policy_maker(head) if head else Policy
-        )
-    policy = choice.policy
-    settle_peft(policy)
-    notes += [f"{reason}; taking {policy.layout}" for reason in choice.reasons]
+    notes += told
     if config.peft is None:
         notes.append(
             adapt(config, policy.model, list(tokens.ids.values()), modules_to_train(model, head), say)
@@ -84,6 +78,16 @@ def build_policy(
         f"training {num_trained:,} of {num_all:,} weights in {str(dtype).split('.')[1]} on {device.type}"
     )
     return policy, tokens, notes
+
+
+def _policy_of(config: Config, model: PreTrainedModel, head: Head | None) -> tuple[Policy, list[str]]:
+    """The policy of the fastest faithful layout, with an adapter of peft if that is asked for; what to say of it."""
+    notes = adapt_by_peft(config, model, head)
+    make = policy_maker(head) if head else Policy
+    with noticeable_peft(model):
+        choice = choose_policy(model, config.model.packing, config.max_length, make)
+    settle_peft(choice.policy)
+    return choice.policy, notes + [f"{why}; taking {choice.policy.layout}" for why in choice.reasons]
 
 
 def _slower(policy: Policy, dtype: torch.dtype, device: torch.device) -> list[str]:

@@ -16,7 +16,7 @@ from luthier.models.value_head import Head
 from luthier.training.loop import Trainer
 
 
-def adapt_by_peft(config: Config, model: PreTrainedModel, head: Head | None) -> str:
+def adapt_by_peft(config: Config, model: PreTrainedModel, head: Head | None) -> list[str]:
     """Puts the adapter of the section `peft` on the model; says which. Nothing to do without that section.
 
     Raises:
@@ -24,7 +24,7 @@ def adapt_by_peft(config: Config, model: PreTrainedModel, head: Head | None) -> 
     """
     section = config.peft
     if section is None:
-        return ""
+        return []
     if head is not None:
         raise ConfigError(
             f"method {config.method.name} trains a head of its own besides, which adapters of peft are not saved with "
@@ -33,7 +33,7 @@ def adapt_by_peft(config: Config, model: PreTrainedModel, head: Head | None) -> 
     apply_peft(model, section.type, section.options, seed=config.seed)
     number = sum(p.numel() for p in model.parameters() if p.requires_grad)
     given = ", ".join(f"{key} {value}" for key, value in section.options.items())
-    return f"{section.type} of peft{f' ({given})' if given else ''}: {number:,} weights"
+    return [f"{section.type} of peft{f' ({given})' if given else ''}: {number:,} weights"]
 
 
 def settle_peft(policy: Policy) -> None:

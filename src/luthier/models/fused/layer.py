@@ -272,7 +272,7 @@ def _frozen(modules: Sequence[nn.Module], parts: list[Linear], workspace: Worksp
 
 def _linear(name: str, module: nn.Module) -> Linear:
     chain = module.chain if isinstance(module, LoraLinear) else []
-    base = chain[-1].base if chain else module
+    base: Any = chain[-1].base if chain else module
     bias_M = chain[0].lora_bias if chain else None
     if isinstance(base, WholeModule):  # of which only the bias is trained
         base, bias_M = base.base, base.base.get_parameter("bias")

@@ -89,11 +89,11 @@ def load_quantised(
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _forget_quantizer(model)
     scratch = Workspace()
-    products = not isinstance(how, PackedModel) and how.products
+    name, products = ("", False) if isinstance(how, PackedModel) else (how.name, how.products)
     for module in quantised(model).values():
         module.scratch, module.eight_bits = scratch, products
         if products and (why := eight_bits.why_not(module.stored)):
-            raise ModelError(f"quant.products: products with {how.name} cannot stay in 8 bits: {why}.")
+            raise ModelError(f"quant.products: products with {name} cannot stay in 8 bits: {why}.")
     if not quantised(model):
         raise ModelError(source.nothing())
     return model, found
