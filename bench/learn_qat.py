@@ -76,7 +76,8 @@ def judged(config: dict[str, Any], kind: str, rows: str, scratch: Path) -> float
     decoded = AutoModelForCausalLM.from_pretrained(
         folder.path, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True), **where
     )
-    delattr(decoded.config, "quantization_config")
+    if hasattr(decoded.config, "quantization_config"):
+        delattr(decoded.config, "quantization_config")  # the weights written below are plain
     decoded.save_pretrained(unpacked)
     AutoTokenizer.from_pretrained(folder.path, **where).save_pretrained(unpacked)
     file.unlink()
