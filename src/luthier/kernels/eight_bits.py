@@ -18,6 +18,7 @@ from torch import Tensor
 
 from luthier.kernels.quant.base import Stored
 
+_int_mm, _scaled_mm = torch._int_mm, torch._scaled_mm
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 TINY = torch.finfo(torch.float32).tiny
 
@@ -35,7 +36,7 @@ def forward(x_TK: Tensor, stored: Stored, out_TM: Tensor) -> Tensor:
     codes_MK, scale_M = stored.parts["codes"], stored.parts["scale"]
     x_codes_TK, scale_T1 = by_token(x_TK.float(), codes_MK.dtype)
     if _native_floats(codes_MK):
-        made = torch._scaled_mm(x_codes_TK, codes_MK.T, scale_T1, scale_M[None], out_dtype=out_TM.dtype)  # pyright: ignore[reportPrivateImportUsage]
+        made = _scaled_mm(x_codes_TK, codes_MK.T, scale_T1, scale_M[None], out_dtype=out_TM.dtype)
         return out_TM.copy_(made)
     return out_TM.copy_(_sums(x_codes_TK, codes_MK.T).mul_(scale_T1).mul_(scale_M))
 
@@ -47,7 +48,7 @@ def input_gradient(grad_TM: Tensor, stored: Stored) -> Tensor:
     if _native_floats(codes_MK):
         columns = codes_MK.T.contiguous().T  # the unit reads both sides along the sum
         ones = torch.ones(1, codes_MK.shape[1], device=codes_MK.device)
-        return torch._scaled_mm(codes_TM, columns, scale_T1, ones, out_dtype=grad_TM.dtype)  # pyright: ignore[reportPrivateImportUsage]
+        return _scaled_mm(codes_TM, columns, scale_T1, ones, out_dtype=grad_TM.dtype)
     return _sums(codes_TM, codes_MK).mul_(scale_T1).to(grad_TM.dtype)
 
 
@@ -67,9 +68,9 @@ def _sums(codes_TK: Tensor, codes_KM: Tensor) -> Tensor:
             return (codes_TK.double() @ codes_KM.double()).float()
         short = max(0, 32 - len(codes_TK))
         padded = torch.cat([codes_TK, codes_TK.new_zeros(short, codes_TK.shape[1])]) if short else codes_TK
-        return torch._int_mm(padded, codes_KM)[: len(codes_TK)].float()  # pyright: ignore[reportPrivateImportUsage]
+        return _int_mm(padded, codes_KM)[: len(codes_TK)].float()
     return (
-        torch._int_mm(codes_TK, codes_KM).float() if codes_TK.numel() else codes_TK.float() @ codes_KM.float()  # pyright: ignore[reportPrivateImportUsage]
+        torch._int_mm(codes_TK, codes_KM).float() if codes_TK.numel() else codes_TK.float() @ codes_KM.float()
     )
 
 

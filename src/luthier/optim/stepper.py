@@ -213,7 +213,7 @@ class Stepper(torch.optim.Optimizer):
             weight, parameter.grad.to(weight.dtype), state, state["step"], self._about[id(parameter)]
         )
 
-    def _wide(self, parameter: nn.Parameter) -> Tensor:
+    def _wide(self, parameter: Tensor) -> Tensor:
         """The weight, its master, or where there is none a copy, in fp32 (fp64 for fp64)."""
         master = self.state[parameter].get("master", parameter)
         return master.detach().to(torch.promote_types(master.dtype, torch.float32))
