@@ -69,9 +69,7 @@ def _sums(codes_TK: Tensor, codes_KM: Tensor) -> Tensor:
         short = max(0, 32 - len(codes_TK))
         padded = torch.cat([codes_TK, codes_TK.new_zeros(short, codes_TK.shape[1])]) if short else codes_TK
         return _int_mm(padded, codes_KM)[: len(codes_TK)].float()
-    return (
-        _int_mm(codes_TK, codes_KM).float() if codes_TK.numel() else codes_TK.float() @ codes_KM.float()
-    )
+    return _int_mm(codes_TK, codes_KM).float() if codes_TK.numel() else codes_TK.float() @ codes_KM.float()
 
 
 def _native_floats(codes_MK: Tensor) -> bool:
