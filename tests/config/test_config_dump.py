@@ -250,6 +250,7 @@ def test_the_defaults_of_options_are_written_down():
         "eps": 1e-8,
         "weight_decay": 0.0,
         "groups": [],
+        "stochastic_rounding": False,
     }
 
 
