@@ -178,10 +178,7 @@ def test_no_clash_is_made_up_from_a_section_with_faults():
     ]
 
 
-LORA_KEYS = (
-    "rank, alpha, ranks, alphas, dropout, rslora, target, layers, modules_to_save, init, dora, train_a, "
-)
-LORA_KEYS += "plus_ratio, start"
+LORA_KEYS = ", ".join(LoraSection.model_fields)
 SEPARATE_FAULTS = {
     "model": ({"nam": "x", "name": "x"}, "unknown key model.nam; did you mean model.name?"),
     "data": ({"path": []}, f"data.path is []; expected {TEXT} or a list of at least one of {TEXT}"),

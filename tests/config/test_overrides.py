@@ -63,9 +63,16 @@ def test_a_short_form_sets_its_key_and_keeps_the_rest(section):
         "schedule": {"name": "linear", "min_ratio": 0.5},
         "run": {"name": "a", "root": "b"},
         "method": "sft",
-        **({} if section == "tune" else {"lora": {}}),
+        **({} if section in ("tune", "peft") else {"lora": {}}),
     }
-    chosen = {"schedule": "wsd", "method": "sft", "quant": "int8", "qat": "int8", "tune": "lisa"}
+    chosen = {
+        "schedule": "wsd",
+        "method": "sft",
+        "quant": "int8",
+        "qat": "int8",
+        "tune": "lisa",
+        "peft": "ia3",
+    }
     value = chosen.get(section, "other")
     changed = config_from_dict(before, [f"{section}={value}"])
     assert changed == config_from_dict(before, [f"{section}.{key}={value}"])

@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, TypeAdapter, create_model
+from pydantic.dataclasses import is_pydantic_dataclass
 
 from luthier.config.schema_generator import UntitledJsonSchema
 from luthier.config.section import Section
@@ -155,6 +156,7 @@ def describe(package: ModuleType) -> dict[str, Schema]:
         if cls is None:
             continue
         schema = TypeAdapter(cls).json_schema(schema_generator=UntitledJsonSchema)
+        _inherit_help(schema, cls)
         if "$defs" in schema:
             nested = ", ".join(schema["$defs"])
             raise ConfigError(
@@ -162,6 +164,16 @@ def describe(package: ModuleType) -> dict[str, Schema]:
             )
         described[name] = schema
     return described
+
+
+def _inherit_help(schema: Schema, cls: type) -> None:
+    """Options of a class that this one extends keep their help; pydantic reads only docstrings of the class itself."""
+    for parent in cls.__mro__[1:]:
+        if is_pydantic_dataclass(parent):
+            told = TypeAdapter(parent).json_schema(schema_generator=UntitledJsonSchema)["properties"]
+            for option, field in schema["properties"].items():
+                if "description" not in field and "description" in told.get(option, {}):
+                    field["description"] = told[option]["description"]
 
 
 def _module_names(folders: Sequence[str]) -> list[str]:
