@@ -92,7 +92,7 @@ def build(spec: Spec, documents: Documents) -> tuple["Trainer", list[str]]:
         values["reference"] = {"precompute": False}
     if spec["rank"]:
         values["lora"] = {"rank": spec["rank"]}
-    if spec["four_bit"]:
+    if spec.get("four_bit"):
         values["quant"] = "nf4"
     trainer, _, notes = build_trainer(config_from_dict(values), Data(documents, None, {}, ()), Cluster())
     if spec["rank"]:

@@ -265,8 +265,8 @@ def test_the_difference_is_one_line_a_key():
         }
     )
     assert config_diff(old, new) == [
-        "lora: absent -> {rank: 4, ranks: {}, alphas: {}, dropout: 0.0, rslora: false, target: [q], "
-        "modules_to_save: [], init: kaiming, dora: false, train_a: true}",
+        "lora: absent -> {rank: 4, ranks: {}, alphas: {}, rslora: false, target: [q], init: kaiming, train_a: true, "
+        "dropout: 0.0, modules_to_save: [], bias: none, experts: false, eva_rho: 1.0, dora: false, adapters: {}}",
         "train.epochs: 2.0 -> 3.0",
         "train.max_grad_norm: 1.0 -> null",
     ]

@@ -82,8 +82,8 @@ def test_fused_layers_step_aside(kind: str) -> None:
     assert "of the library peft" in line or "stand before" in line, line
 
 
-def test_a_prompt_leaves_layers_fused() -> None:
-    model, _ = adapted("prompt_tuning")
+def test_a_learned_prompt_leaves_layers_fused() -> None:
+    model, _, _ = trained("prompt_tuning")
     policy = Policy(model, "packed").eval()
     with torch.no_grad():
         plain_N = policy(batch())

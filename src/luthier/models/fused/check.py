@@ -152,6 +152,8 @@ def _gradients(loss: Tensor, leaves: list[Tensor]) -> dict[int, Tensor]:
 
     with ExitStack() as hooks:
         for number, leaf in enumerate(leaves):
+            hooks.callback(setattr, leaf, "grad", leaf.grad)  # what it had is its own
+            leaf.grad = None
             handle = leaf.register_post_accumulate_grad_hook(lambda leaf, number=number: look(number, leaf))
             hooks.callback(handle.remove)
         torch.autograd.backward([loss], inputs=leaves)
