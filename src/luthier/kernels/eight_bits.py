@@ -18,7 +18,7 @@ from torch import Tensor
 
 from luthier.kernels.quant.base import Stored
 
-_int_mm, _scaled_mm = torch._int_mm, torch._scaled_mm
+_int_mm, _scaled_mm = torch._int_mm, torch._scaled_mm  # pyright: ignore[reportPrivateImportUsage]
 LARGEST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 TINY = torch.finfo(torch.float32).tiny
 
