@@ -85,7 +85,8 @@ def test_the_limit_ends_a_process_and_its_children() -> None:
     assert time.monotonic() - start < 20
     (note,) = outcome.all("note")
     if Path("/proc/self/task").exists():
-        assert within(10.0, lambda: ended(int(note["text"])))  # a signal is sent at once and obeyed a little later
+        # a signal is sent at once and obeyed a little later
+        assert within(10.0, lambda: ended(int(note["text"])))
 
 
 @LINUX
