@@ -38,7 +38,14 @@ def loaded(arguments: list[str], folder: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["--version"], ["check", "model=x", "data=a.jsonl"], ["check", "--help"], ["schema"]],
+    [
+        ["--help"],
+        ["--version"],
+        ["check", "model=x", "data=a.jsonl"],
+        ["check", "--help"],
+        ["export", "--help"],
+        ["schema"],
+    ],
     ids=" ".join,
 )
 def test_no_torch_to_help_or_check(tmp_path, arguments):

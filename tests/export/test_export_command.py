@@ -1,5 +1,6 @@
 """`luthier export RUN --to FORM`: a run's folder in, a model folder or a file out, or one message."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,9 @@ from transformers import AutoModelForCausalLM
 
 from lora_models import build, difference, logits, teach
 from luthier.cli.main import main
+from luthier.errors import ConfigError
+from luthier.export import forms
+from luthier.export.forms import chosen_form, help_of_forms, known_forms
 from luthier.models.adapter_files import load_adapter, save_adapter
 from luthier.models.lora import apply_lora
 from luthier.runs.folder import RunFolder
@@ -48,7 +52,7 @@ def test_merges_into_the_runs_folder_or_where_it_is_told(
         (
             "adapter",
             ["--to", "gguf"],
-            "--to is 'gguf', which is not a form that can be written. Known: merged, gguf:TYPE.",
+            "--to is 'gguf', which is not a form that can be written. Known: gguf:TYPE, merged.",
         ),
         (
             "adapter",
@@ -99,3 +103,15 @@ def test_a_gguf_holds_what_was_trained(
     assert difference(logits(again), logits(model)) < 1e-5
     assert main(["export", str(folder.path), "--to", "gguf:f32"]) == 2
     assert "tiny-f32.gguf exists already" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_every_form_is_listed_from_its_file_and_says_what_it_is() -> None:
+    names = {file.stem.replace("_", "-") for file in Path(forms.__file__).parent.glob("[!_]*.py")}
+    assert names == known_forms().keys() >= {"merged", "gguf"}
+    told = help_of_forms()
+    for name in names:
+        assert re.search(rf"\b{name}(:TYPE|\[:TYPE\])?: [a-z]", told)
+        write, kind = chosen_form(f"{name}:q8_0" if f"{name}:TYPE" in told else name)
+        assert callable(write) and (kind is None) == (f"{name}: " in told)
+    with pytest.raises(ConfigError, match="'merged:q8_0', which is not a form"):
+        chosen_form("merged:q8_0")

@@ -1,0 +1,73 @@
+"""The model of a run as a merged folder or as a GGUF file: what several forms are made of."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from luthier.config.tree import Config
+from luthier.errors import ConfigError
+from luthier.export.heads import has_other_head, merge_head_to_folder
+from luthier.export.job import Job
+from luthier.export.merge import merge_to_folder
+from luthier.export.peft import merge_peft_to_folder
+from luthier.models.base import base_folder
+from luthier.models.gguf import need_packages
+from luthier.models.peft_adapters.attach import peft_type_of
+from luthier.models.quantised.chosen import chosen
+
+
+def merge_run(job: Job, target: Path, *, wide: bool = False) -> None:
+    """The run's adapter and its base model as one folder; what changes in fp32 if `wide`. Errors: see `merge`."""
+    adapter = job.folder.adapter
+    quantisation = chosen(job.config) if job.base == "trained" else None
+    base = base_folder(job.config)
+    if peft_type_of(adapter) is not None:
+        merge_peft_to_folder(base, adapter, target, quantisation=quantisation, wide=wide)
+        return
+    if has_other_head(adapter):
+        merge_head_to_folder(base, adapter, target, quantisation=quantisation)
+        return
+    with job.bar("merging") as progress:
+        merge_to_folder(base, adapter, target, progress=progress, quantisation=quantisation, wide=wide)
+
+
+def gguf_type(asked: str | None) -> str:
+    """The type of a GGUF by its name. Raises ConfigError if it cannot be written, ModelError without the packages."""
+    need_packages("writing a GGUF")
+    from luthier.export.gguf.types import TYPES
+
+    if asked not in TYPES:
+        raise ConfigError(
+            f"--to asks for a type of GGUF, and {asked!r} is no type that can be written. Known: {', '.join(TYPES)}."
+        )
+    return asked
+
+
+def gguf_of_run(job: Job, target: Path, kind: str) -> None:
+    """The run's model as a file; an adapter is merged beside the file first, and that folder removed again."""
+    from luthier.export.gguf.write import write_gguf
+
+    if target.exists():
+        raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
+    exact = _left_exact(job.config)
+    name = job.folder.path.name
+    if job.whole:
+        with job.bar("writing") as progress:
+            write_gguf(job.folder.model, target, kind, name=name, exact=exact, progress=progress)
+        return
+    if has_other_head(job.folder.adapter):
+        raise ConfigError(
+            f"{job.folder.path} trained a model that scores; a GGUF is written of models that write only."
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=target.parent, prefix=".merged-") as scratch:
+        merged = Path(scratch) / name
+        merge_run(job, merged, wide=True)
+        with job.bar("writing") as progress:
+            write_gguf(merged, target, kind, name=name, exact=exact, progress=progress)
+
+
+def _left_exact(config: Config) -> list[str]:
+    """Layers that a run for few bits did not round, by their names: they are not stored in these either."""
+    if config.qat is None:
+        return []
+    return [*config.qat.skip, *(config.lora.modules_to_save if config.lora else ())]
