@@ -38,8 +38,9 @@ def test_merges_into_the_runs_folder_or_where_it_is_told(
     folder = finished(tmp_path)
     target = tmp_path / "elsewhere" / "model" if own_place else folder.path / "merged"
     out = ["--out", str(target)] if own_place else []
-    assert main(["export", str(folder.path), "--to", "merged", *out]) == 0
-    assert capsys.readouterr().out == f"merged model: {target}\n"
+    assert main(["export", str(folder.path), "--to", "merged", "--no-verify", *out]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("Not verified: --no-verify was given.") and second == f"merged model: {target}"
     merged, adapted = AutoModelForCausalLM.from_pretrained(target), build("llama")
     load_adapter(adapted, folder.adapter)
     assert difference(logits(merged), logits(adapted)) < 1e-5
@@ -98,7 +99,9 @@ def test_a_gguf_holds_what_was_trained(
         model = AutoModelForCausalLM.from_pretrained(folder.model)
     assert main(["export", str(folder.path), "--to", "gguf:F32"]) == 0
     file = folder.path / "gguf" / "tiny-f32.gguf"
-    assert capsys.readouterr().out == f"GGUF: {file}\n" and [*file.parent.iterdir()] == [file]
+    out = capsys.readouterr().out
+    assert out.endswith(f"\nGGUF: {file}\n") and [*file.parent.iterdir()] == [file]
+    assert f"Verdict: {file} is the model that was trained." in out and "texts written for this" in out
     again = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, config=config_of)
     assert difference(logits(again), logits(model)) < 1e-5
     assert main(["export", str(folder.path), "--to", "gguf:f32"]) == 2

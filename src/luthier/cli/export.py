@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli._export_verify import prove, rows_for
 from luthier.errors import ConfigError
 from luthier.export.forms import chosen_form, help_of_forms
 
@@ -30,8 +31,18 @@ def command(
             "these bits decode to, which is the model that was trained; original: the weights before."
         ),
     ] = "trained",
+    verify: Annotated[
+        bool,
+        typer.Option(
+            "--verify/--no-verify",
+            help="Load what was written in the program that will run it, and compare it with what was trained.",
+        ),
+    ] = True,
+    verify_prompts: Annotated[
+        int, typer.Option(help="Prompts of the run's own rows that both are asked.", min=1)
+    ] = 8,
 ) -> None:
-    """Write what a run trained in the form that it is used in.
+    """Write what a run trained in the form that it is used in, and prove that it is the same model.
 
     Example: luthier export runs/tickets --to gguf:q8_0
     """
@@ -47,8 +58,9 @@ def command(
         raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
     config = load_config(folder.config)
     _refuse_adding_twice(config, base)
-    job = Job(folder, config, _bar, out, kind, base)
+    job = Job(folder, config, _bar, out, kind, base, lambda folder: rows_for(config, folder))
     written = write(job)
+    prove(job, written, verify_prompts if verify else 0)
     print(f"{written.what}: {written.path}")
     if config.qat is not None and config.qat.name != written.kind:
         print(

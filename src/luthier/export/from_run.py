@@ -33,18 +33,21 @@ def merge_run(job: Job, target: Path, *, wide: bool = False) -> None:
 def gguf_type(asked: str | None) -> str:
     """The type of a GGUF by its name. Raises ConfigError if it cannot be written, ModelError without the packages."""
     need_packages("writing a GGUF")
-    from luthier.export.gguf.types import TYPES
+    from luthier.export.gguf.any_type import ALL
+    from luthier.export.gguf.quantise import NAMES, need_llama_cpp
 
-    if asked not in TYPES:
+    if asked not in ALL:
         raise ConfigError(
-            f"--to asks for a type of GGUF, and {asked!r} is no type that can be written. Known: {', '.join(TYPES)}."
+            f"--to asks for a type of GGUF, and {asked!r} is no type that can be written. Known: {', '.join(ALL)}."
         )
+    if asked in NAMES:
+        need_llama_cpp(asked)
     return asked
 
 
 def gguf_of_run(job: Job, target: Path, kind: str) -> None:
     """The run's model as a file; an adapter is merged beside the file first, and that folder removed again."""
-    from luthier.export.gguf.write import write_gguf
+    from luthier.export.gguf.any_type import write_any
 
     if target.exists():
         raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
@@ -52,7 +55,7 @@ def gguf_of_run(job: Job, target: Path, kind: str) -> None:
     name = job.folder.path.name
     if job.whole:
         with job.bar("writing") as progress:
-            write_gguf(job.folder.model, target, kind, name=name, exact=exact, progress=progress)
+            write_any(job.folder.model, target, kind, job.rows, name=name, exact=exact, progress=progress)
         return
     if has_other_head(job.folder.adapter):
         raise ConfigError(
@@ -63,7 +66,7 @@ def gguf_of_run(job: Job, target: Path, kind: str) -> None:
         merged = Path(scratch) / name
         merge_run(job, merged, wide=True)
         with job.bar("writing") as progress:
-            write_gguf(merged, target, kind, name=name, exact=exact, progress=progress)
+            write_any(merged, target, kind, job.rows, name=name, exact=exact, progress=progress)
 
 
 def _left_exact(config: Config) -> list[str]:

@@ -1,6 +1,6 @@
 """What is asked of an export, and what it wrote."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +28,8 @@ class Job:
     """What follows the colon of the form: the type of the weights. None: what is usual for the form."""
     base: str = "trained"
     """What is merged into after training beside weights in few bits: trained or original."""
+    rows: Callable[[Path], Sequence[Sequence[int]]] = lambda folder: ()
+    """Some of the run's own rows as tokens, by the tokenizer in a folder; none where they cannot be read."""
 
     @property
     def whole(self) -> bool:

@@ -20,6 +20,8 @@ from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.load import Quantisation
 from luthier.models.rounded.apply import Rounded, chosen_rounding, round_linears
 
+UNFINISHED = "run {} has neither adapter/ nor model/: it has not finished. Continue it with --resume."
+
 
 @dataclass(frozen=True)
 class Loaded:
@@ -33,18 +35,25 @@ class Loaded:
 
 
 def load_for_inference(
-    name: str, *, adapter: bool = True, device: str = "auto", dtype: str = "auto", offline: bool = False
+    name: str,
+    *,
+    adapter: bool = True,
+    device: str = "auto",
+    dtype: str = "auto",
+    offline: bool = False,
+    stored: bool = True,
+    rounded: bool = True,
 ) -> Loaded:
     """The model called `name`: a run's folder, an adapter's folder, or anything `model:` takes in a config.
 
     Args:
-        name: what to load.
         adapter: False loads a run's base model without what was trained.
         device, dtype: as `model.device` and `model.dtype` in a config.
         offline: refuse the network.
+        stored: False loads a run's base model as it was before it was stored in few bits (`quant`).
+        rounded: False leaves the weights of a run that was trained for few bits (`qat`) as they are.
 
-    On a CPU, free memory stays with the process from then on, as in training (`memory.keep_pages: false` in the run's
-    config leaves that out).
+    On a CPU, free memory stays with the process from then on, as in training (but for `memory.keep_pages: false`).
     """
     path = Path(name)
     template_args, keep = {}, True
@@ -53,32 +62,25 @@ def load_for_inference(
     quantisation: Quantisation | None = None
     rounding: Rounded | None = None
     unpack: bool | None = None
-    tokenizer_name = base = name
+    base = name
     if (path / "config.yaml").is_file():
         config = load_config(path / "config.yaml")
         template_args, offline = config.data.template_args, offline or config.offline
         keep = config.memory.keep_pages
         base, revision = config.model.name, config.model.revision
-        quantisation, unpack = chosen(config), config.model.unpack
-        rounding = chosen_rounding(config) if adapter else None
+        quantisation, unpack = chosen(config) if stored else None, config.model.unpack
+        rounding = chosen_rounding(config) if adapter and rounded else None
         if (path / "adapter").is_dir():
             adapter_folder = path / "adapter"
-            tokenizer_name = str(adapter_folder)
         elif (path / "model").is_dir():
-            tokenizer_name = base = str(path / "model") if adapter else base
+            base = str(path / "model") if adapter else base
         else:
-            raise ModelError(
-                f"run {name} has neither adapter/ nor model/: it has not finished. Continue it with --resume."
-            )
+            raise ModelError(UNFINISHED.format(name))
     elif (path / "adapter_config.json").is_file():
         adapter_folder = path
         saved = json.loads((path / "adapter_config.json").read_text())
         base, revision = saved["base_model_name_or_path"], saved.get("revision")
-    if adapter and (head := read_head(adapter_folder) if adapter_folder is not None else None):
-        raise ModelError(
-            f"{name} was trained as a model that scores ({head[0].kind}), so it cannot write an answer. Write it as "
-            "a whole model with `luthier export` and load that with transformers."
-        )
+    _refuse_head(name, adapter_folder if adapter else None)
     where = pick_device(device)
     if keep and where.type == "cpu":
         keep_pages()
@@ -87,11 +89,20 @@ def load_for_inference(
     round_linears(model, rounding)
     if adapter_folder is not None and adapter:
         attach_any(model, adapter_folder)
-    tokenizer = _tokenizer(tokenizer_name, base, revision, offline)
+    tokenizer = _tokenizer(str(adapter_folder or base), base, revision, offline)
     if adapter_folder is not None and not adapter:
         make_room(model, len(tokenizer))  # the tokenizer may have new tokens, whose rows are the adapter's
     template = ChatTemplate(tokenizer, template_args=template_args) if tokenizer.chat_template else None
     return Loaded(model, tokenizer, template, stop_ids(model, tokenizer))
+
+
+def _refuse_head(name: str, adapter_folder: Path | None) -> None:
+    """Raises ModelError if the adapter is for a model that scores."""
+    if adapter_folder is not None and (head := read_head(adapter_folder)):
+        raise ModelError(
+            f"{name} was trained as a model that scores ({head[0].kind}), so it cannot write an answer. Write it as "
+            "a whole model with `luthier export` and load that with transformers."
+        )
 
 
 def _tokenizer(name: str, base: str, revision: str | None, offline: bool) -> PreTrainedTokenizerFast:

@@ -1,4 +1,5 @@
-"""A file for llama.cpp and Ollama in f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."""
+"""A file for llama.cpp and Ollama in f32, f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0, and with luthier[llama] in
+q4_k_m, q6_k, iq4_xs and others of llama.cpp's own."""
 
 from luthier.export.job import Job, Written
 

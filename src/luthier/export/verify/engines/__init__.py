@@ -1,0 +1,1 @@
+"""Programs that run what was exported, a file each."""

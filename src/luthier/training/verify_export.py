@@ -1,0 +1,131 @@
+"""What was exported, compared with what was trained: the run is loaded as it trained, then the artefact by a program
+that runs it.
+"""
+
+import gc
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.config.tree import Config
+from luthier.errors import RunError
+from luthier.export.gguf.llama import installed
+from luthier.export.job import Written
+from luthier.export.verify.engines._torch import TorchModel
+from luthier.export.verify.engines.llama_cpp import InLlamaCpp
+from luthier.export.verify.engines.peft import InPeft
+from luthier.export.verify.engines.transformers import InTransformers
+from luthier.export.verify.verdict import Trained, Verdict, judge, table, trained_by
+from luthier.models.base import base_folder
+from luthier.models.inference import load_for_inference
+from luthier.models.peft_adapters.attach import CONFIG_NAME
+from luthier.models.quantised.chosen import chosen
+from luthier.runs.folder import RunFolder
+from luthier.training.own_prompts import own_prompts
+
+if TYPE_CHECKING:
+    from luthier.export.verify.engine import Engine
+
+FOLDER = "verification"
+UNVERIFIED = "unverified"
+ANSWER = 32
+"""Tokens of the longest answer that is compared."""
+PROMPTS = 8
+SEVERAL = "merged", "adapter"
+"""Forms that are folders; all others are types of a GGUF."""
+
+
+def verify_export(
+    config: Config,
+    folder: RunFolder,
+    artefact: Path,
+    form: str,
+    *,
+    whole: Path | None = None,
+    base: str = "trained",
+    prompts: int = PROMPTS,
+    say: Callable[[str], None] = print,
+) -> Verdict:
+    """Compares an artefact with the run's model, tells the verdict, and writes it to `verification/` in the run.
+
+    Args:
+        form: `merged`, `adapter`, or a type of a GGUF file.
+        whole: the folder that the artefact is a part of, to be marked if it is another model; absent: itself.
+        base: as `--base` of `luthier export`: which base weights it was written with.
+        prompts: how many are asked.
+
+    Raises RunError if it is not the model that was trained. It then has `.unverified` in its name.
+    """
+    trained = ask_trained(config, folder, form, base, prompts)
+    try:
+        verdict = judge(trained, artefact, form, *engines_for(config, trained, artefact, form))
+    except Exception:
+        _mark(whole or artefact)  # a program that cannot load it has not verified it
+        raise
+    say(table(verdict))
+    name = form if form in SEVERAL else f"gguf-{form}"
+    folder.write_json(folder.path / FOLDER / f"{name}.json", verdict.to_json())
+    if not verdict.same:
+        raise RunError(
+            f"what was written is not the model that was trained ({'; '.join(verdict.faults)}). It is kept as "
+            f"{_mark(whole or artefact)} to be looked at; do not use it."
+        )
+    return verdict
+
+
+def form_of(written: Written) -> str | None:
+    """The form of what was written, as `verify_export` takes it; None if nothing runs it by itself."""
+    if written.weights.is_dir():
+        return "adapter" if (written.weights / CONFIG_NAME).is_file() else "merged"
+    if written.weights.suffix != ".gguf":
+        return None
+    from gguf import GGUFReader
+
+    field = GGUFReader(written.weights).fields.get("general.type")
+    return written.kind if field is not None and field.contents() == "model" else None
+
+
+def ask_trained(config: Config, folder: RunFolder, form: str, base: str, number: int) -> Trained:
+    """What the run's model says in fp32, as it was trained: beside the same stored weights, rounded if it learned for
+    the type that is written."""
+    rounded = config.qat is not None and config.qat.name == form
+    loaded = load_for_inference(
+        str(folder.path), device="cpu", dtype="float32", stored=base == "trained", rounded=rounded
+    )
+    asked = own_prompts(config, loaded.tokenizer, loaded.template, number)
+    with TorchModel(loaded.model, loaded.tokenizer) as model:
+        trained = trained_by(model, loaded.model.config, asked, ANSWER, loaded.eos_token_ids)
+    del loaded, model
+    gc.collect()
+    return trained
+
+
+def engines_for(
+    config: Config, trained: Trained, artefact: Path, form: str
+) -> "tuple[Callable[[], Engine], Callable[[], Engine] | None]":
+    """What loads the artefact, and what loads it decoded for a second look, if there is such a thing."""
+    if form == "merged":
+        return lambda: InTransformers(artefact), None
+    if form == "adapter":
+        return lambda: InPeft(base_folder(config), artefact, chosen(config)), None
+    from luthier.export.verify.engines.gguf_reader import InReader
+
+    def decoded() -> "Engine":
+        return InReader(artefact, trained.config)
+
+    if not installed():
+        return decoded, None
+    return lambda: InLlamaCpp(artefact, trained.longest, trained.config), decoded
+
+
+def _mark(artefact: Path) -> Path:
+    """Gives an artefact a name that says that it was not verified, and returns that."""
+    name = (
+        f"{artefact.stem}.{UNVERIFIED}{artefact.suffix}"
+        if artefact.is_file()
+        else f"{artefact.name}.{UNVERIFIED}"
+    )
+    other, number = artefact.with_name(name), 2
+    while other.exists():
+        other, number = artefact.with_name(f"{name}-{number}"), number + 1
+    return artefact.rename(other) if artefact.exists() else artefact
