@@ -124,6 +124,23 @@ class ChatTemplate:
         control = {token for token in self._added if self.encoder.added[token] or token in written}
         return TextCheck(control - _REASONING_TAGS)
 
+    @cached_property
+    def _prompt_texts(self) -> TextCheck:
+        """The same for prompts, which a template that cannot be trained with can still write."""
+        try:
+            return self._texts
+        except DataError:
+            control = {token for token in self._added if self.encoder.added[token]}
+            return TextCheck(control - _REASONING_TAGS)
+
+    def refuse_control_tokens(self, conversation: Conversation) -> None:
+        """Refuses texts that would become control tokens in a prompt, as training refuses such rows.
+
+        Raises:
+            RowRefused: naming the message and the text.
+        """
+        self._prompt_texts.refuse(conversation)
+
     @property
     def source(self) -> str:
         """Everything of the template that changes what is rendered, for the cache's key."""

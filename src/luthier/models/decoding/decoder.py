@@ -28,9 +28,12 @@ class BlockDecoder:
         bound: the model's tensors.
         shape: what the model does to its logits.
         num_blocks: room in the cache.
+        cache: one that there is, of a model whose keys and values have the same sizes, in the place of an own one.
     """
 
-    def __init__(self, bound: BoundModel, shape: LogitShape, num_blocks: int):
+    def __init__(
+        self, bound: BoundModel, shape: LogitShape, num_blocks: int = 0, cache: BlockCache | None = None
+    ):
         first = bound.layers[0].attention
         weight = first.output.weight_NK
         self._bound, self._shape, self._device = bound, shape, weight.device
@@ -39,7 +42,7 @@ class BlockDecoder:
         self._dtype = torch.float32 if wide else weight.dtype
         self._workspace = Workspace()
         size = len(bound.layers), first.num_key_heads, first.head_size, num_blocks
-        self.cache = BlockCache(*size, weight.dtype, weight.device)
+        self.cache = BlockCache(*size, weight.dtype, weight.device) if cache is None else cache
         self._rows: list[Stored] = []
         self._table_BN = self._length_B = torch.empty(0)
 

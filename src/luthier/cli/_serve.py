@@ -1,0 +1,154 @@
+"""What `luthier serve` does with its options: checks them, loads the models, and listens."""
+
+import re
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from luthier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from luthier.models.embedder import Embedder
+    from luthier.serve.shelf import Offered
+
+NEEDED = ("fastapi", "uvicorn")
+MEMORY_SHARE = 0.25
+"""Of the free memory, that the cache may take where nothing else is said."""
+_LOCAL = ("127.0.0.1", "localhost", "::1")
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The options of the command."""
+
+    name: str
+    adapters: tuple[str, ...]
+    called: str | None
+    host: str
+    port: int
+    keys: tuple[str, ...]
+    answers: int
+    cache_tokens: int | None
+    queue: int
+    max_body: int
+    max_prompt_tokens: int | None
+    max_answer_tokens: int | None
+    usual_answer_tokens: int
+    patience: float
+    offline: bool
+
+
+def start(wishes: Wishes) -> None:
+    """Serves until it is asked to end."""
+    adapters = named_paths(wishes.adapters)
+    refuse_missing()
+    refuse_bad_keys(wishes.keys)
+
+    from luthier.serve.app import make_app
+    from luthier.serve.gate import Doors
+    from luthier.serve.native import NativeEngine
+    from luthier.serve.prompts import Limits
+    from luthier.serve.run import Server, serve
+    from luthier.serve.shelf import load_shelf
+
+    note(f"Loading {wishes.name} ...")
+    embedders = _embedders(wishes)
+    shelf = (
+        {} if embedders else load_shelf(wishes.name, adapters, called=wishes.called, offline=wishes.offline)
+    )
+    tokens = wishes.cache_tokens or _tokens_that_fit(shelf, wishes.answers)
+    engine = NativeEngine(
+        {name: offered.loaded for name, offered in shelf.items()},
+        most_rows=wishes.answers,
+        cache_tokens=tokens,
+        most_waiting=wishes.queue,
+    )
+    engine.start()
+    limits = Limits(wishes.max_prompt_tokens, wishes.max_answer_tokens, wishes.usual_answer_tokens)
+    doors = Doors(wishes.keys, wishes.max_body, wishes.answers + wishes.queue)
+    gate = make_app(shelf, engine, limits=limits, doors=doors, embedders=embedders)
+    for name in shelf:
+        note(f"{name}: {engine.ways[name]}")
+    if shelf:
+        note(
+            f"room for {wishes.answers} answers and {tokens:,} tokens at a time; {wishes.queue} requests wait"
+        )
+    if wishes.host not in _LOCAL and not wishes.keys:
+        note(
+            f"warning: {wishes.host} can be reached by others and there is no key, so everybody may ask; "
+            "set LUTHIER_API_KEY"
+        )
+    server = Server(
+        gate,
+        host=wishes.host,
+        port=wishes.port,
+        patience=wishes.patience,
+        ready=lambda address: note(
+            f"Serving {', '.join([*shelf, *embedders])} at {address}/v1 (Ctrl-C ends)"
+        ),
+    )
+    serve(server, engine)
+
+
+def named_paths(given: tuple[str, ...]) -> dict[str, Path]:
+    """Adapters by name. Raises ConfigError for what is not NAME=PATH, and for a name given twice."""
+    faults: list[str] = []
+    found: dict[str, Path] = {}
+    for one in given:
+        name, sign, path = one.partition("=")
+        if not (sign and path and re.fullmatch(r"[\w.:/-]+", name)):
+            faults.append(f"--adapter {one}: write it as NAME=PATH, the name without spaces")
+        elif name in found:
+            faults.append(f"--adapter {one}: the name {name} is given twice")
+        elif not Path(path).is_dir():
+            faults.append(f"--adapter {one}: there is no folder {path}")
+        else:
+            found[name] = Path(path)
+    if faults:
+        raise ConfigError(faults)
+    return found
+
+
+def refuse_missing() -> None:
+    """Raises ConfigError if the packages of the extra are not there."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"luthier serve needs {' and '.join(missing)}; pip install 'luthier[serve]'")
+
+
+def refuse_bad_keys(keys: tuple[str, ...]) -> None:
+    """Raises ConfigError for keys that no header can hold."""
+    if any(not key.isascii() or not key.isprintable() or not key.strip() for key in keys):
+        raise ConfigError("an API key is empty or has other signs than printable ASCII; give another one")
+
+
+def note(text: str) -> None:
+    """Tells the person something."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _embedders(wishes: Wishes) -> "dict[str, Embedder]":
+    """The model under its name, if it was trained to embed."""
+    from luthier.models.embedder import embedding_folder, load_embedder
+    from luthier.serve.shelf import offered_name
+
+    if embedding_folder(wishes.name) is None:
+        return {}
+    if wishes.adapters:
+        raise ConfigError(f"{wishes.name} was trained to embed texts, so no adapters can be served beside it")
+    name = wishes.called or offered_name(wishes.name)
+    return {name: load_embedder(wishes.name, offline=wishes.offline)}
+
+
+def _tokens_that_fit(shelf: "dict[str, Offered]", answers: int) -> int:
+    """As many tokens as a share of the free memory holds, and no more than all answers at full length."""
+    from luthier.memory import free_memory
+    from luthier.serve.shelf import bytes_of_token
+
+    first = next(iter(shelf.values()), None)
+    if first is None:
+        return 1024
+    fitting = int(free_memory(first.loaded.model.device) * MEMORY_SHARE / bytes_of_token(first.loaded.model))
+    return max(1024, min(fitting, answers * (first.context or 8192)))

@@ -1,0 +1,222 @@
+"""The engine of our own: a thread with a running batch that answers join and leave between two tokens."""
+
+import asyncio
+import threading
+import traceback
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from itertools import groupby
+
+import torch
+from transformers import PreTrainedModel
+
+from luthier.errors import LuthierError, RunError
+from luthier.models.compat import plain_attention
+from luthier.models.decoding.bound import bind
+from luthier.models.decoding.cache import BlockCache, blocks_for
+from luthier.models.decoding.check import check
+from luthier.models.decoding.decoder import BlockDecoder
+from luthier.models.inference import Loaded
+from luthier.rollout.decoder import traits_of
+from luthier.rollout.live import Answer, LiveBatch, Speaker
+from luthier.rollout.places import BlockPlaces, Places, PlainPlaces
+from luthier.serve.engine import Busy, EngineFailed, Load, Order, Piece, Ticket, TooLarge
+
+
+@dataclass(eq=False)
+class _Taken:
+    """An order with whom it is for."""
+
+    order: Order
+    ticket: Ticket
+    loop: asyncio.AbstractEventLoop
+    left: int
+    """Answers that have not ended."""
+
+
+class NativeEngine:
+    """Answers with models of transformers, one batch for all that share a base.
+
+    Args:
+        models: by name; each a module tree of its own, whose weights may be shared.
+        most_rows: most answers at a time.
+        cache_tokens: most tokens of prompts and answers at a time, as if all answers took their full length.
+        most_waiting: most orders that wait.
+    """
+
+    def __init__(self, models: Mapping[str, Loaded], *, most_rows: int, cache_tokens: int, most_waiting: int):
+        self._models, self._most_rows, self._cache_tokens = models, most_rows, cache_tokens
+        self._most_waiting = most_waiting
+        self._changed = threading.Condition()
+        self._waiting: deque[_Taken] = deque()
+        self._dropped: set[Ticket] = set()
+        self._going: dict[int, _Taken] = {}  # by the order's id; the thread's own
+        self._batch: LiveBatch | None = None
+        self._num_going = 0
+        self._stopping = False
+        self._failure: str | None = None
+        self._thread = threading.Thread(target=self._run, name="luthier-engine", daemon=True)
+        self.ways: dict[str, str] = {}
+        """For each model one sentence for people: how it generates."""
+
+    def start(self) -> None:
+        """Makes the batch, so that models that cannot be served are told before anything listens; begins."""
+        with torch.no_grad():
+            self._batch = LiveBatch(self._speakers(), most_rows=self._most_rows)
+        self._thread.start()
+
+    def submit(self, order: Order) -> Ticket:
+        assert self._batch is not None, "started before"
+        ticket = Ticket(order.settings.num_samples)
+        with self._changed:
+            self._refuse_failed()
+            if not self._batch.ever_fits(order):
+                raise TooLarge(
+                    f"the request needs room for {order.settings.num_samples} answers of {len(order.prompt)} + "
+                    f"{order.limit} tokens, but the server has room for {self._most_rows} answers and "
+                    f"{self._cache_tokens} tokens in all; ask for fewer or shorter answers"
+                )
+            if len(self._waiting) >= self._most_waiting:
+                raise Busy(f"{len(self._waiting)} requests are waiting already; come again later")
+            loop = asyncio.get_running_loop()
+            self._waiting.append(_Taken(order, ticket, loop, order.settings.num_samples))
+            self._changed.notify()
+        return ticket
+
+    def drop(self, ticket: Ticket) -> None:
+        with self._changed:
+            self._dropped.add(ticket)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        with self._changed:
+            self._stopping = True
+            self._changed.notify()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    @property
+    def load(self) -> Load:
+        return Load(self._num_going, len(self._waiting))
+
+    @property
+    def failure(self) -> str | None:
+        return self._failure
+
+    def _refuse_failed(self) -> None:
+        if self._failure or self._stopping:
+            raise EngineFailed(self._failure or "the server is shutting down")
+
+    def _run(self) -> None:
+        try:
+            with torch.no_grad(), ExitStack() as stack:
+                for loaded in self._models.values():
+                    stack.enter_context(plain_attention(loaded.model))
+                while self._turn():
+                    pass
+            error = EngineFailed("the server is shutting down")
+        except Exception as fault:  # whatever a model's code or a device comes to
+            traceback.print_exc()
+            text = (str(fault).splitlines() or [""])[0][:200]
+            error = EngineFailed(
+                f"the engine broke down ({type(fault).__name__}: {text}); restart the server"
+            )
+        with self._changed:
+            self._failure = str(error)
+            left = [*self._going.values(), *self._waiting]
+            self._waiting.clear()
+            self._num_going = 0
+        for taken in left:
+            _tell(taken.loop, [(taken.ticket, error)])
+
+    def _turn(self) -> bool:
+        """One token for all, or a wait for the first order. False: it is to stop."""
+        assert self._batch is not None
+        with self._changed:
+            while not (self._stopping or self._waiting or self._going):
+                self._dropped.clear()
+                self._changed.wait()
+            if self._stopping:
+                return False
+            self._forget_dropped(self._batch)
+            fitting = self._batch.fitting([taken.order for taken in self._waiting])
+            joining = [self._waiting.popleft() for _ in fitting]
+            self._going |= {id(taken.order): taken for taken in joining}
+        if fitting:
+            self._deliver(self._batch.join(fitting))
+        if self._batch.going:
+            self._deliver(self._batch.step())
+        self._num_going = len(self._batch.going)
+        return True
+
+    def _forget_dropped(self, batch: LiveBatch) -> None:
+        if not self._dropped:
+            return
+        kept = [taken for taken in self._waiting if taken.ticket not in self._dropped]
+        self._waiting = deque(kept)
+        gone = [taken for taken in self._going.values() if taken.ticket in self._dropped]
+        batch.leave([taken.order for taken in gone])
+        for taken in gone:
+            del self._going[id(taken.order)]
+        self._dropped.clear()
+
+    def _deliver(self, answers: list[Answer]) -> None:
+        """Hands the newest tokens over, all of one event loop at once."""
+        assert self._batch is not None
+        told: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Piece] | LuthierError]]] = {}
+        for number, some in groupby(answers, key=lambda answer: id(answer.order)):
+            taken, own = self._going[number], list(some)
+            broken = next((answer for answer in own if answer.broken), None)
+            if broken is not None:
+                self._batch.leave([taken.order])
+            taken.left -= sum(answer.row.finish is not None for answer in own)
+            if broken is not None or not taken.left:
+                del self._going[number]
+            what = [_piece(answer) for answer in own] if broken is None else _broken(broken)
+            told.setdefault(taken.loop, []).append((taken.ticket, what))
+        for loop, some in told.items():
+            _tell(loop, some)
+
+    def _speakers(self) -> dict[str, Speaker]:
+        speakers: dict[str, Speaker] = {}
+        cache: BlockCache | None = None
+        for name, loaded in self._models.items():
+            with plain_attention(loaded.model):
+                places = self._places(name, loaded.model, cache)
+            cache = places.cache if isinstance(places, BlockPlaces) else cache
+            speakers[name] = Speaker(places, frozenset(loaded.eos_token_ids), loaded.tokenizer)
+        return speakers
+
+    def _places(self, name: str, model: PreTrainedModel, cache: BlockCache | None) -> Places:
+        checked = check(model)
+        if checked.shape is None:
+            self.ways[name] = f"one answer after the other through transformers' forward: {checked.reason}"
+            return PlainPlaces(model, traits_of(model, 0), self._cache_tokens)
+        self.ways[name] = "decoded from its parts, all answers side by side"
+        blocks = max(1, blocks_for(self._cache_tokens))
+        decoder = BlockDecoder(bind(model), checked.shape, blocks, cache)
+        return BlockPlaces(decoder, blocks, model.device)
+
+
+def _piece(answer: Answer) -> Piece:
+    row = answer.row
+    return Piece(row.sample, row.ids[-1], row.logp[-1], tuple(answer.likeliest), row.fresh, row.finish)
+
+
+def _broken(answer: Answer) -> RunError:
+    return RunError(f"the answer broke off after {len(answer.row.ids)} tokens: {answer.broken}")
+
+
+def _tell(
+    loop: asyncio.AbstractEventLoop, told: Sequence[tuple[Ticket, Sequence[Piece] | LuthierError]]
+) -> None:
+    """Puts what there is on the tickets, in their event loop; a loop that has ended wants nothing."""
+
+    def put() -> None:
+        for ticket, what in told:
+            ticket.put(what)
+
+    with suppress(RuntimeError):
+        loop.call_soon_threadsafe(put)
