@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from luthier.errors import ConfigError, DataError
 from luthier.evaluate import metrics
-from luthier.evaluate.metrics import Scores, find, names, score
+from luthier.evaluate.metrics import Scores, find, names, score, usual
 from luthier.evaluate.metrics._json import Json, read_json, same
 from luthier.evaluate.metrics.exact_match import matches
 
@@ -49,10 +49,19 @@ def test_a_text_agrees_with_itself(texts: list[str]) -> None:
 
 @given(ROWS)
 def test_every_number_is_a_fraction_named_after_its_metric(rows: list[tuple[str, str]]) -> None:
-    for name in names():
+    for name in usual():
         found = find(name)(*map(list, zip(*rows, strict=True)))
         assert all(0 <= value <= 1 for value in found.values())
         assert all(key == name or key.startswith(f"{name}/") for key in found)
+
+
+@given(ROWS)
+def test_what_rows_add_up_to_is_the_number_over_all_rows(rows: list[tuple[str, str]]) -> None:
+    for name in usual():
+        found, sums = find(name).both(*map(list, zip(*rows, strict=True)))
+        assert (sums is None) == (not found)
+        if sums is not None:
+            assert sums.estimate == pytest.approx(found[name]) and len(sums) == len(rows)
 
 
 @given(ROWS, st.randoms())
@@ -266,7 +275,7 @@ def test_every_file_in_the_folder_is_a_metric() -> None:
     files = Path(str(metrics.__file__)).parent.glob("*.py")
     assert names() == sorted(file.stem for file in files if not file.stem.startswith("_"))
     assert {"exact_match", "json_valid", "field_f1", "field_precision", "field_recall"} <= set(names())
-    for name in names():
+    for name in usual():
         assert find(name)(['{"a": 1}'], ['{"a": 1}'])[name] == 1
 
 

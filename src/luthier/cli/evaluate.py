@@ -1,10 +1,16 @@
-"""Measure a run or a model on held-out rows: loss, perplexity, bits per byte of plain text, metrics of its answers."""
+"""Measure a run or a model on held-out rows: loss, perplexity, metrics of its answers, with intervals; or several."""
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from luthier.errors import ConfigError
+
+if TYPE_CHECKING:
+    from luthier.evaluate.compare import Measured
+    from luthier.evaluate.variants import Variant
 
 
 def command(
@@ -12,27 +18,75 @@ def command(
         str,
         typer.Argument(metavar="RUN_OR_MODEL", help="A run's folder, or what `model:` takes in a config."),
     ],
-    data: Annotated[list[Path], typer.Option(help="File or folder of rows; may be given again.")],
-    metric: Annotated[
-        list[str] | None, typer.Option(help="Metric of the answers; may be given again. [exact_match]")
+    variants: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[VARIANT...]",
+            help="With --compare: base, adapter, trained, merged, GGUF files, folders. Absent: those that there are.",
+        ),
     ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Option(help="File or folder of rows; may be given again.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Metric of the answers, such as rouge_l or regex:^yes; may be given again. [exact_match]"
+        ),
+    ] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Several variants side by side.")] = False,
     rows: Annotated[int | None, typer.Option(help="Answer only this many rows.", min=1)] = None,
     answer_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 128,
     base: Annotated[bool, typer.Option("--base", help="A run's model as it was before training.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for each row's results. Absent: the run's folder, evaluations/."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     offline: Annotated[bool, typer.Option("--offline", help="Refuse the network.")] = False,
 ) -> None:
-    """Measure a run or a model on held-out rows.
+    """Measure a run or a model on held-out rows. What was killed goes on where it was when it is started again.
 
-    Example: luthier evaluate runs/my-first --data test.jsonl --metric exact_match --metric json_valid
+    Example: luthier evaluate runs/my-first --data test.jsonl --metric exact_match --metric rouge_l
+
+    Example: luthier evaluate runs/my-first --data test.jsonl --compare base adapter model-q8_0.gguf
     """
-    from luthier.evaluate.task import evaluate
+    from luthier.evaluate.metrics import find
+    from luthier.evaluate.variants import alone, variants_of
+
+    if not data:
+        raise ConfigError("there are no rows to measure on; name them with --data FILE")
+    if variants and not compare:
+        raise ConfigError(f"to measure {', '.join([name, *variants])} side by side, add --compare")
+    if compare and base:
+        raise ConfigError("--base is one of the variants of --compare; write it as `--compare base trained`")
+    for one in metric or ():
+        find(one, columns=True)  # before any model is loaded
+    chosen = variants_of(name, variants or ()) if compare else [alone(name, trained=not base)]
+    folder = out or (Path(name) / "evaluations" if (Path(name) / "config.yaml").is_file() else None)
+    measured = [_measure(one, data, metric, rows, answer_tokens, folder, offline) for one in chosen]
+    _tell(measured, compare, as_json)
+
+
+def _measure(
+    variant: "Variant",
+    data: list[Path],
+    metric: list[str] | None,
+    rows: int | None,
+    answer_tokens: int,
+    folder: Path | None,
+    offline: bool,
+) -> "Measured":
+    from luthier.evaluate.compare import Measured
+    from luthier.evaluate.task import Keep, evaluate
     from luthier.models.inference import load_for_inference
 
     def progress(done: int, total: int) -> None:
-        print(f"\ranswered {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        end = "\n" if done == total else ""
+        print(f"\r{variant.label}: answered {done} of {total}", end=end, file=sys.stderr, flush=True)
 
-    loaded = load_for_inference(name, adapter=not base, offline=offline)
+    loaded = load_for_inference(variant.name, adapter=variant.trained, offline=offline)
+    keep = Keep(folder, variant.label, variant.key(offline)) if folder else None
     found = evaluate(
         loaded,
         data,
@@ -40,17 +94,55 @@ def command(
         num_rows=rows,
         answer_tokens=answer_tokens,
         progress=progress if sys.stderr.isatty() else None,
+        keep=keep,
     )
+    return Measured(variant.label, variant.engine, variant.size(offline), found)
+
+
+def _tell(measured: "list[Measured]", compare: bool, as_json: bool) -> None:
+    from luthier.evaluate.compare import as_json as json_of
+    from luthier.evaluate.compare import numbers_of
+
     if as_json:
         import json
 
-        predicted = {"loss": found.loss, "perplexity": found.perplexity}
-        if found.bits_per_byte is not None:
-            predicted["bits_per_byte"] = found.bits_per_byte
-        print(json.dumps({"rows": found.num_rows, **predicted, **found.values}))
-        return
-    print(f"loss: {found.loss:.4f}  (perplexity {found.perplexity:.3f})")
+        print(json.dumps({"variants": json_of(measured)} if compare else numbers_of(measured[0].found)))
+    elif compare:
+        _tell_table(measured)
+    else:
+        _tell_one(measured[0])
+
+
+def _tell_one(measured: "Measured") -> None:
+    found = measured.found
+    ranges = found.intervals
+
+    def behind(label: str) -> str:
+        return f" {ranges[label]}" if label in ranges else ""
+
+    print(
+        f"loss: {found.loss:.4f}{behind('loss')}  (perplexity {found.perplexity:.3f}{behind('perplexity')})"
+    )
     if found.bits_per_byte is not None:
-        print(f"bits per byte: {found.bits_per_byte:.4f}")
+        print(f"bits per byte: {found.bits_per_byte:.4f}{behind('bits_per_byte')}")
     for label, value in found.values.items():
-        print(f"{label.replace('_', ' ')}: {value:.3f}")
+        print(f"{label.replace('_', ' ')}: {value:.3f}{behind(label)}")
+    if found.journal:
+        print(f"each row: {found.journal}", file=sys.stderr)
+
+
+def _tell_table(measured: "list[Measured]") -> None:
+    from luthier.evaluate.compare import difference_table, laid_out, same_tokens, table
+
+    print(laid_out(table(measured)))
+    if len(measured) > 1:
+        print(f"\n{laid_out(difference_table(measured))}")
+    print(
+        "\nIn brackets 95 % intervals: Wilson's for shares of rows, else the bootstrap over rows; differences are "
+        "drawn row by row, * where zero lies outside. Tokens a second: answers, many at once, with what else ran here."
+    )
+    for engine in dict.fromkeys(one.engine for one in measured if one.engine != "transformers"):
+        names = ", ".join(one.label for one in measured if one.engine == engine)
+        print(f"{names}: {engine}; llama.cpp computes the same file with another speed and in fewer bits.")
+    if not same_tokens(measured):
+        print("The models cut the rows into other tokens, so loss and perplexity cannot be compared.")

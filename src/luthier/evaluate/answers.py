@@ -1,5 +1,6 @@
 """What a model answers to held-out prompts, for samples in the report and for metrics of generated text."""
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -8,7 +9,8 @@ from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Example
 from luthier.data.tokens import last_learned
-from luthier.rollout.native import NativeGenerator
+from luthier.evaluate.journal import Answered
+from luthier.rollout.native import Completion, NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
 
 
@@ -48,3 +50,41 @@ def answer(
     settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=0.0)
     answers = generator.generate([q.prompt_ids for q in questions], settings, progress=progress)
     return [completions[0].text for completions in answers]
+
+
+def answer_each(
+    generator: NativeGenerator,
+    questions: Sequence[Question],
+    rows: Sequence[int],
+    max_new_tokens: int,
+    told: Callable[[int, Answered], None],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """The model's most likely answer to each question; `told` hears each with its place as soon as it is done.
+
+    Args:
+        rows: the number of each question's row.
+    """
+    last = time.perf_counter()
+
+    def finished(place: int, found: Completion) -> None:
+        nonlocal last
+        now = time.perf_counter()
+        question = questions[place]
+        told(
+            place,
+            Answered(
+                rows[place],
+                question.prompt,
+                question.reference,
+                found.text,
+                len(found.ids),
+                found.finish,
+                now - last,
+            ),
+        )
+        last = now
+
+    settings = SamplingSettings(max_new_tokens=max_new_tokens, temperature=0.0)
+    prompts = [question.prompt_ids for question in questions]
+    generator.generate(prompts, settings, progress=progress, finished=finished)

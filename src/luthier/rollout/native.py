@@ -81,13 +81,14 @@ class NativeGenerator:
         numbers: Sequence[int] | None = None,
         limits: Sequence[int] | None = None,
         progress: Progress | None = None,
+        finished: Callable[[int, Completion], None] | None = None,
     ) -> list[list[Completion]]:
         """Answers to each prompt, in order: [prompt][sample].
 
         `numbers` are the prompts' numbers in the random draws, their places in the list if absent: with them
         a prompt gets the same answer whatever list it is in. `limits` has the most tokens that an answer
         to each prompt may have, where that is fewer than `max_new_tokens`. `progress` is told (answers done, all
-        answers).
+        answers), `finished` each answer with its prompt's place as soon as it is done.
 
         Raises:
             DataError: a prompt is empty or fills the model's context.
@@ -99,11 +100,15 @@ class NativeGenerator:
         reader = self._reader(settings) if settings.stop else None
         plan = Plan.of(prompts, numbers, settings, self.max_positions, limits)
         rows = plan.rows(reader)
-        done = 0
+        done, open_rows = 0, rows
         with self._ready():
-            for finished in self._steps(plan, rows):
-                done += finished
-                if finished and progress:
+            for number in self._steps(plan, rows):
+                done += number
+                if number and finished:
+                    for row in (row for row in open_rows if row.finish is not None):
+                        finished(row.prompt, row.completion(self._tokenizer))
+                    open_rows = [row for row in open_rows if row.finish is None]
+                if number and progress:
                     progress(done, len(rows))
         results: list[list[Completion]] = [[] for _ in prompts]
         for row in sorted(rows, key=lambda row: row.sample):

@@ -3,7 +3,11 @@
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
+import numpy as np
+
+from luthier.evaluate.intervals import Floats, Sums
 from luthier.evaluate.metrics._json import Json, read_json, same
 
 
@@ -64,6 +68,33 @@ def measure_fields(
     for key in sorted(wanted, key=lambda key: (-wanted[key], key)):
         result[f"{name}/{key}"] = value(Counts(right[key], given[key], wanted[key]))
     return result
+
+
+def tally_fields(
+    kind: Literal["precision", "recall", "f1"], predictions: Sequence[str], references: Sequence[str]
+) -> Sums | None:
+    """The number over all fields as sums of fields that are right, given and wanted."""
+    rows = [[0, 0, 0] for _ in references]
+    objects = [_object(reference) for reference in references]
+    if not any(target is not None for target in objects):
+        return None
+    for row, prediction, target in zip(rows, predictions, objects, strict=True):
+        if target is not None:
+            answer = _object(prediction) or {}
+            right = sum(key in target and same(answer[key], target[key]) for key in answer)
+            row[:] = right, len(answer), len(target)
+
+    def value(sums: Floats) -> Floats:
+        right, given, wanted = sums[..., 0], sums[..., 1], sums[..., 2]
+        above, below = {
+            "precision": (right, given),
+            "recall": (right, wanted),
+            "f1": (2 * right, given + wanted),
+        }[kind]
+        whole = np.maximum(below, 1)  # counts: 0 or at least 1
+        return np.where(below > 0, above / whole, given == wanted)
+
+    return Sums(np.array(rows, dtype=np.float64), value)
 
 
 def _object(text: str) -> dict[str, Json] | None:

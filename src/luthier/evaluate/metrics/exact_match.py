@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
+from luthier.evaluate.intervals import Sums, mean
 from luthier.evaluate.metrics._json import read_json, same
 
 
-def measure(predictions: Sequence[str], references: Sequence[str]) -> dict[str, float]:
+def tally(predictions: Sequence[str], references: Sequence[str]) -> Sums:
     """`exact_match`: mean of `matches` over all rows."""
-    hits = sum(matches(*pair) for pair in zip(predictions, references, strict=True))
-    return {"exact_match": hits / len(references)}
+    return mean([matches(*pair) for pair in zip(predictions, references, strict=True)], binary=True)
 
 
 def matches(prediction: str, reference: str) -> bool:
