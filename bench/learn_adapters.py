@@ -1,6 +1,6 @@
 """Does every adapter, and every way to store the base, learn? One short real run each.
 
-    python -m bench.learn_adapters [NAME ...] [--steps 12] [--list]
+    python -m bench.learn_adapters [NAME ...] [--steps 8] [--list]
 
 The same small model learns the same answers by each kind of adapter: the LoRA family's own (`lora/...`), those that the
 library peft registers (`peft/...`), and LoRA beside a base in few bits (`quant/...`, each file in `kernels/quant/`).
@@ -46,7 +46,7 @@ PEFT: dict[str, dict[str, Any]] = {
     "vblora": {"vector_length": 64, "num_vectors": 256},
 }
 """Settings of types of peft that cannot do without, or whose own do not fit the model."""
-RATES = {"lora": 2e-4, "peft": 2e-3, "quant": 2e-4}
+RATES = {"lora": 5e-4, "peft": 2e-3, "quant": 5e-4}
 OWN_RATES = {"peft/prompt_tuning": 3e-2, "peft/p_tuning": 3e-3, "peft/oft": 3e-4, "peft/boft": 3e-4, "peft/ia3": 1e-2,
              "peft/vera": 1e-2, "peft/road": 3e-3}  # fmt: skip
 
@@ -144,9 +144,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--model", default="demo:smollm2-135m")
     parser.add_argument("--data", type=Path, default=SHARED / "alpaca_en_demo.json")
-    parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens a step")
-    parser.add_argument("--held-out", type=int, default=40, help="rows to judge")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=512, help="tokens a step")
+    parser.add_argument("--held-out", type=int, default=24, help="rows to judge")
     parser.add_argument("--list", action="store_true", help="only say which rows there are")
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
     known = parser.parse_args(arguments)

@@ -1,28 +1,26 @@
 """A tiny model on disk, chats to train it on, and runs over them."""
 
+import contextlib
 import json
 import random
 from pathlib import Path
 from typing import Any
 
-from transformers import PreTrainedModel
-
 import luthier
 from chat_samples import CHATML, byte_level
 from luthier.config.tree import Config
-from tiny_models import tiny_llama, tiny_smollm
+from luthier.training.run import Result
+from tiny_models import build
 
 WORDS = "red green blue one two three small large cat dog bird house river stone".split()  # noqa: SIM905
 
 
-def save_tiny_model(folder: Path, *, tied: bool = True) -> Path:
-    """A random Llama-shaped model with a byte-level tokenizer and a ChatML template."""
+def save_tiny_model(folder: Path, *, tied: bool = True, kind: str = "llama", **shape: Any) -> Path:
+    """A random model (Llama-shaped) with a byte-level tokenizer and a ChatML template."""
     tokenizer = byte_level()
     tokenizer.chat_template = CHATML
-    make = tiny_smollm if tied else tiny_llama
-    model: PreTrainedModel = make(
-        vocab_size=len(tokenizer), eos_token_id=tokenizer.eos_token_id, max_position_embeddings=512
-    )
+    ends = {"vocab_size": len(tokenizer), "eos_token_id": tokenizer.eos_token_id}
+    model = build(kind, **{**ends, "max_position_embeddings": 512, "tie_word_embeddings": tied, **shape})
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -66,3 +64,10 @@ def tiny_config(folder: Path, name: str = "run", **changes: Any) -> Config:
         section = values.get(key)
         values[key] = {**section, **value} if isinstance(section, dict) and isinstance(value, dict) else value
     return luthier.check({key: value for key, value in values.items() if value is not ...})
+
+
+def try_example(file: Path, model: Path, folder: Path, *changes: str, steps: int = 2) -> Result:
+    """Trains an example of `examples/` as it stands for a few steps, with a tiny model in the model's place."""
+    here = [f"model.name={model}", f"train.steps={steps}", f"run.root={folder}", "run.name=tried"]
+    with contextlib.chdir(file.parent):
+        return luthier.train(file.name, [*here, "data.cache=false", *changes], say=lambda line: None)

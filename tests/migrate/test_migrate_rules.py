@@ -170,7 +170,7 @@ def test_precision(tmp_path, flag, dtype):
             "adapter_name_or_path: is merged before",
         ),
         ("axolotl", {"processor_type": "AutoProcessor"}, "processor_type: trains on images"),
-        ("axolotl", {"base_model": "owner/model-AWQ"}, "quantised as AWQ"),
+        ("axolotl", {"base_model": "owner/model-AQLM-2Bit"}, "stored as AQLM"),
         ("axolotl", {"qat": {"weight_dtype": "int4"}}, "qat: trains with quantisation in the loop"),
         ("axolotl", {"plugins": ["axolotl.integrations.kd.KDPlugin"]}, "plugins: .*teacher"),
         (

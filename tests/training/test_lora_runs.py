@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 import luthier
 from luthier.config.lora_section import known_inits
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, Interrupted
+from luthier.errors import ConfigError
 from luthier.models.adapter_plan import WEIGHTS_NAME
 from luthier.models.inference import load_for_inference
 from luthier.models.lora import adapter_names
 from luthier.runs.metrics import read_metrics
-from luthier.training.loop import Trainer
-from tiny_runs import tiny_config
+from resuming import same_weights, stopped_and_resumed
+from tiny_runs import save_tiny_model, tiny_config, write_chats
 
 VARIANTS: dict[str, dict[str, Any]] = {
     **{name: {"init": name} for name in known_inits() if name != "kaiming"},
@@ -55,20 +55,8 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / WEIGHTS_NAME)
 
 
-def stop_after(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole_run = Trainer.run
-
-    def run(trainer: Trainer) -> None:
-        trainer.hooks.append(lambda one, _: one.interrupt("test") if one.progress.step == step else None)
-        whole_run(trainer)
-
-    monkeypatch.setattr(Trainer, "run", run)
-
-
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_it_learns_and_resumes_bit_for_bit(
-    variant: str, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_learns_and_resumes_bit_for_bit(variant: str, folder: Path) -> None:
     lora = {"rank": 4, "dropout": 0.1, **VARIANTS[variant]}
     said: list[str] = []
     changes = {"quant": "nf4"} if variant in STORED else {}
@@ -80,15 +68,28 @@ def test_it_learns_and_resumes_bit_for_bit(
     table = [line for line in "\n".join(said).splitlines() if "rank " in line and "alpha" in line]
     plain = ("lm_head", "embed_tokens")
     assert table and all("; fused: " in line for line in table if not line.strip().startswith(plain))
-    config = config_of(folder, f"{name}-stopped", lora, **changes)
-    with monkeypatch.context() as patch:
-        stop_after(3, patch)
-        with pytest.raises(Interrupted):
-            luthier.train(config, say=lambda line: None)
-    again = luthier.train(config, resume=True, say=lambda line: None)
-    mine, theirs = tensors(whole.trained), tensors(again.trained)
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    assert same_weights(whole, stopped_and_resumed(config_of(folder, f"{name}-stopped", lora, **changes), 3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "lora"),
+    [
+        ("qwen2", {"bias": "lora_only"}),
+        ("qwen2", {"bias": "all", "target": ["q_proj"]}),
+        ("qwen3_moe", {"experts": True, "dropout": 0.0, "target": ["q_proj", "v_proj"]}),
+    ],
+    ids=["bias", "all biases", "experts"],
+)
+def test_biases_and_experts_resume_bit_for_bit(kind: str, lora: dict[str, Any], tmp_path: Path) -> None:
+    shape = {"num_experts": 4, "moe_intermediate_size": 16, "num_experts_per_tok": 2}
+    save_tiny_model(tmp_path / "model", kind=kind, **(shape if kind == "qwen3_moe" else {}))
+    write_chats(tmp_path / "train.jsonl")
+    write_chats(tmp_path / "test.jsonl", 10, seed=1)
+    lora = {"rank": 4, "dropout": 0.1, **lora}
+    whole = luthier.train(config_of(tmp_path, "whole", lora), say=lambda line: None)
+    learned = [name for name in tensors(whole.trained) if name.endswith(".bias") or ".experts." in name]
+    assert learned
+    assert same_weights(whole, stopped_and_resumed(config_of(tmp_path, "stopped", lora), 3))
 
 
 def test_a_run_goes_on_with_an_adapter(folder: Path) -> None:

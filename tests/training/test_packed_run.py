@@ -1,24 +1,21 @@
 """Runs beside a base that others stored: they learn, go on exactly, answer, and become one model again."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
-import luthier
 from luthier.cli.export import command as export
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, Interrupted, ModelError
+from luthier.errors import ConfigError, ModelError
 from luthier.models.inference import load_for_inference
 from luthier.models.quantised.load import quantised
 from luthier.runs.metrics import read_metrics, series
-from luthier.training.loop import Trainer
 from luthier.training.run import run
 from packed_models import store_as
-from tiny_runs import save_tiny_model, tiny_config
+from resuming import same_weights, stopped_and_resumed
+from tiny_runs import save_tiny_model, tiny_config, try_example
 from training_parts import ROOT
 
 IDS = torch.arange(4, 40)[None]
@@ -55,23 +52,10 @@ def test_a_run_learns_and_its_model_is_what_was_trained(sample: str, tmp_path: P
     torch.testing.assert_close(alone(IDS).logits, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_going_on_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_is_exact(tmp_path: Path) -> None:
     whole = run(config(tmp_path, "whole"), say=lambda line: None)
-    original = Trainer.step
-
-    def stopped(self: Trainer, batches: Any) -> Any:
-        report = original(self, batches)
-        if report.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return report
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopped)
-        with pytest.raises(Interrupted):
-            run(config(tmp_path, "stopped"), say=lambda line: None)
-    resumed = run(config(tmp_path, "stopped"), resume=True, say=lambda line: None)
-    one, two = (load_file(r.trained / "adapter_model.safetensors") for r in (whole, resumed))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    resumed = stopped_and_resumed(config(tmp_path, "stopped"))
+    assert same_weights(whole, resumed)
     assert whole.eval_loss == resumed.eval_loss
 
 
@@ -94,11 +78,8 @@ def test_all_weights_are_trained_once_unpacked(tmp_path: Path, monkeypatch: pyte
     assert any(line.startswith("nf4: ") for line in said)
 
 
-def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_trains(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
     store_as(model, "awq")
-    monkeypatch.chdir(ROOT / "examples")
-    root = f"run.root={tmp_path}"
-    changes = [f"model.name={model}", "train.steps=2", root, "run.name=tried", "data.cache=false"]
-    result = luthier.train("qwen3-8b-awq.yaml", changes, say=lambda line: None)
+    result = try_example(ROOT / "examples" / "qwen3-8b-awq.yaml", model, tmp_path)
     assert (result.trained / "adapter_model.safetensors").is_file()

@@ -18,7 +18,7 @@ from luthier.models.inference import load_for_inference
 from luthier.runs.folder import RunFolder
 from luthier.runs.metrics import read_metrics, series
 from luthier.training.tune import chosen_weights
-from tiny_runs import tiny_config
+from tiny_runs import save_tiny_model, tiny_config, try_example
 from training_parts import ROOT
 
 WAYS = sorted(describe(luthier.models.tuning))
@@ -158,18 +158,9 @@ def test_a_checkpoint_of_another_depth_is_no_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "examples" / "partial").glob("*.yaml")), ids=lambda p: p.stem)
-def test_examples_train(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny_config(tmp_path)
-    monkeypatch.chdir(path.parent)
-    overrides = [
-        f"model.name={tmp_path / 'model'}",
-        "train.steps=2",
-        f"run.root={tmp_path}",
-        "data.cache=false",
-    ]
-    overrides += ["tune.blocks=1"] * (path.stem == "expand")
-    overrides += ["tune.layers=last 1"] * (path.stem == "last-layers")
-    result = luthier.train(path.name, overrides, say=lambda line: None)
+def test_examples_train(path: Path, tmp_path: Path) -> None:
+    changes = {"expand": ["tune.blocks=1"], "last-layers": ["tune.layers=last 1"]}
+    result = try_example(path, save_tiny_model(tmp_path / "model"), tmp_path, *changes.get(path.stem, ()))
     assert len(losses(result.folder)) == 2 and (result.trained / "config.json").is_file()
 
 

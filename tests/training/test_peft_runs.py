@@ -1,23 +1,21 @@
 """Runs that train an adapter of the library peft, from the config to the answer."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from luthier.cli.export import command as export
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, Interrupted, ModelError
+from luthier.errors import ConfigError, ModelError
 from luthier.models.inference import load_for_inference
 from luthier.models.peft_adapters.held import peft_of
 from luthier.rollout.native import NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
 from luthier.runs.metrics import read_metrics, series
-from luthier.training.loop import Trainer
 from luthier.training.run import run
+from resuming import same_weights, stopped_and_resumed
 from tiny_runs import tiny_config
 
 pytest.importorskip("peft")
@@ -41,28 +39,15 @@ def losses(folder: Path, split: str = "train") -> list[float | None]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_learns_and_goes_on_exactly(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_learns_and_goes_on_exactly(kind: str, tmp_path: Path) -> None:
     said: list[str] = []
     whole = run(config(tmp_path, "whole", kind), say=said.append)
     assert any(line.startswith(f"{kind} of peft") for line in said)
     early, *_, late = losses(whole.folder, "eval")
     assert early is not None and late is not None and late < early
-    original = Trainer.step
-
-    def stopped(self: Trainer, batches: Any) -> Any:
-        report = original(self, batches)
-        if report.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return report
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopped)
-        with pytest.raises(Interrupted):
-            run(config(tmp_path, "stopped", kind), say=lambda line: None)
-    resumed = run(config(tmp_path, "stopped", kind), resume=True, say=lambda line: None)
+    resumed = stopped_and_resumed(config(tmp_path, "stopped", kind))
     assert losses(resumed.folder) == losses(whole.folder)
-    one, two = (load_file(r.trained / "adapter_model.safetensors") for r in (whole, resumed))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same_weights(whole, resumed)
 
 
 @pytest.mark.parametrize("kind", ["ia3", "prompt_tuning", "prefix_tuning"])

@@ -1,30 +1,27 @@
 """Runs for few bits: they learn, go on exactly, speak as they will when they are stored, and lose little by it."""
 
 import importlib
-import signal
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, GgufConfig
 
-import luthier
 from luthier.cli.export import command as export
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, Interrupted
+from luthier.errors import ConfigError
 from luthier.kernels.quant.q4_0 import Q4_0
 from luthier.kernels.quant.q8_0 import Q8_0
 from luthier.models.inference import load_for_inference
 from luthier.models.lora import merge_adapters
 from luthier.models.rounded.linear import RoundedLinear
 from luthier.runs.metrics import read_metrics, series
-from luthier.training.loop import Trainer
 from luthier.training.run import run
+from resuming import same_weights, stopped_and_resumed
 from tiny_models import tiny_smollm
-from tiny_runs import save_tiny_model, tiny_config, write_chats
+from tiny_runs import save_tiny_model, tiny_config, try_example, write_chats
 from training_parts import ROOT
 
 IDS = torch.arange(4, 40)[None]
@@ -44,32 +41,16 @@ def config(folder: Path, name: str, kind: str = "adapter", **changes: Any) -> Co
 
 
 @pytest.mark.parametrize("kind", sorted(KINDS))
-def test_a_run_learns_and_goes_on_exactly(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_learns_and_goes_on_exactly(kind: str, tmp_path: Path) -> None:
     said: list[str] = []
     whole = run(config(tmp_path, "whole", kind), say=said.append)
     losses = series(read_metrics(whole.folder / "metrics.jsonl"), "train", "loss")
     assert losses[-1][1] and losses[0][1] and losses[-1][1] < losses[0][1] - 0.2
     assert any(line.startswith("trained for q") and "12 linear layers" in line for line in said)
     assert any(line.startswith("2 of 2 layers fused") for line in said) == (kind != "plain")
-    original = Trainer.step
-
-    def stopped(self: Trainer, batches: Any) -> Any:
-        report = original(self, batches)
-        if report.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return report
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopped)
-        with pytest.raises(Interrupted):
-            run(config(tmp_path, "stopped", kind), say=lambda line: None)
-    resumed = run(config(tmp_path, "stopped", kind), resume=True, say=lambda line: None)
+    resumed = stopped_and_resumed(config(tmp_path, "stopped", kind))
     assert series(read_metrics(resumed.folder / "metrics.jsonl"), "train", "loss") == losses
-    files = ["adapter_model.safetensors", "model.safetensors"]
-    one, two = (
-        next(load_file(r.trained / f) for f in files if (r.trained / f).is_file()) for r in (whole, resumed)
-    )
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    assert same_weights(whole, resumed)
 
 
 def test_chat_speaks_as_it_will_when_it_is_stored(tmp_path: Path) -> None:
@@ -144,15 +125,7 @@ def test_the_file_for_llama_cpp_is_what_was_trained(
     assert "trained for q4_0, so q8_0 is not what it learned to bear" in capsys.readouterr().out
 
 
-def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_trains(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
-    monkeypatch.chdir(ROOT / "examples")
-    changes = [
-        f"model.name={model}",
-        "train.steps=2",
-        f"run.root={tmp_path}",
-        "run.name=tried",
-        "data.cache=false",
-    ]
-    result = luthier.train("qat-q4_0.yaml", changes, say=lambda line: None)
+    result = try_example(ROOT / "examples" / "qat-q4_0.yaml", model, tmp_path)
     assert (result.trained / "adapter_model.safetensors").is_file()

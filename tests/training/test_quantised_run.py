@@ -1,6 +1,5 @@
 """Runs beside a base in few bits: they learn, go on exactly, answer, and become one model again."""
 
-import signal
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +7,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import luthier
 from luthier.cli.export import command as export
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, Interrupted
+from luthier.errors import ConfigError
 from luthier.models.inference import load_for_inference
 from luthier.models.quantised.load import quantised
 from luthier.runs.metrics import read_metrics, series
-from luthier.training.loop import Trainer
 from luthier.training.run import run
-from tiny_runs import save_tiny_model, tiny_config
+from resuming import same_weights, stopped_and_resumed
+from tiny_runs import save_tiny_model, tiny_config, try_example
 from training_parts import ROOT
 
 IDS = torch.arange(4, 40)[None]
@@ -79,23 +77,10 @@ def test_weights_that_no_adapter_is_on_are_merged_as_they_were_stored(tmp_path: 
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_going_on_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_going_on_is_exact(tmp_path: Path) -> None:
     whole = run(config(tmp_path, "whole"), say=lambda line: None)
-    original = Trainer.step
-
-    def stopped(self: Trainer, batches: Any) -> Any:
-        report = original(self, batches)
-        if report.step == 5:
-            signal.raise_signal(signal.SIGTERM)
-        return report
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "step", stopped)
-        with pytest.raises(Interrupted):
-            run(config(tmp_path, "stopped"), say=lambda line: None)
-    resumed = run(config(tmp_path, "stopped"), resume=True, say=lambda line: None)
-    one, two = (load_file(r.trained / "adapter_model.safetensors") for r in (whole, resumed))
-    assert one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+    resumed = stopped_and_resumed(config(tmp_path, "stopped"))
+    assert same_weights(whole, resumed)
     assert whole.eval_loss == resumed.eval_loss
 
 
@@ -114,15 +99,7 @@ def test_what_cannot_work_is_refused_at_the_start(tmp_path: Path) -> None:
     assert short is not None and short.options == {"double": True, "block": 64}
 
 
-def test_the_example_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_example_trains(tmp_path: Path) -> None:
     model = save_tiny_model(tmp_path / "model")
-    monkeypatch.chdir(ROOT / "examples")
-    changes = [
-        f"model.name={model}",
-        "train.steps=2",
-        f"run.root={tmp_path}",
-        "run.name=tried",
-        "data.cache=false",
-    ]
-    result = luthier.train("qwen3-0.6b-qlora.yaml", changes, say=lambda line: None)
+    result = try_example(ROOT / "examples" / "qwen3-0.6b-qlora.yaml", model, tmp_path)
     assert (result.trained / "adapter_model.safetensors").is_file()

@@ -67,10 +67,10 @@ def merge_peft(model: PreTrainedModel, adapter: PeftAdapter) -> None:
             "PeftModel.from_pretrained loads both, and so does `luthier chat`."
         )
     merge = getattr(adapter.model.base_model, "merge_and_unload", None)
+    if merge is None:
+        raise _unmerged(adapter, "peft has no merging of it")
     expected = _logits(model)
     try:
-        if merge is None:
-            raise NotImplementedError("peft has no merging of it")
         merge(safe_merge=True)
     except (NotImplementedError, ValueError, AttributeError, TypeError) as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]

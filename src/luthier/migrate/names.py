@@ -5,22 +5,19 @@ from pathlib import PurePosixPath
 
 from luthier.migrate.draft import Draft
 
-_STORED = re.compile(
-    r"(?<![a-z0-9])(awq|gptq|aqlm|hqq|eetq|exl2|nvfp4|mxfp4|fp8|fp4|int4|int8|bnb|4bit|8bit|w4a16|2bit(-1x16)?)"
-    r"(?![a-z0-9])",
-    re.IGNORECASE,
-)
+_UNREAD = re.compile(r"(?<![a-z0-9])(aqlm|hqq|eetq|exl[23]|nvfp4|mlx|linearized)(?![a-z0-9])", re.IGNORECASE)
+"""Forms of stored weights that models/quantised/formats/ has no file for."""
 _FOLDER = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def put_model(draft: Draft, key: str, name: str) -> None:
     """Sets `model.name`; refuses models whose weights are stored in a form that is not read."""
-    stored = _STORED.search(name.rpartition("/")[2])
+    stored = _UNREAD.search(name)
     if stored:
         draft.block(
             key,
-            f"{name} holds weights quantised as {stored[1].upper()}; Luthier trains on plain weights, so name "
-            "the model that it was made from",
+            f"{name} holds weights stored as {stored[1].upper()}, which Luthier does not read (it reads GPTQ, AWQ, "
+            "compressed-tensors, FP8, MXFP4, bitsandbytes and GGUF); name the model that it was made from",
         )
     draft.map(key, "model.name", name)
 

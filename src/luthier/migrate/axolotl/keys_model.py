@@ -85,7 +85,7 @@ KEYS: dict[str, Rule] = {
     **each(grouped(), "unfrozen_parameters lisa_n_layers lisa_step_interval lisa_layers_attribute"),
     # quantised weights
     **each(grouped(), "load_in_4bit load_in_8bit bnb_config_kwargs"),
-    "gptq": blocks("holds weights quantised by GPTQ; name the model that it was made from"),
+    "gptq": needless("how weights are stored is read from the model's own config.json"),
     **each(
         needless("Axolotl itself ignores it"),
         "gptq_groupsize gptq_model_v1 gptq_disable_exllama torchdistx_path",

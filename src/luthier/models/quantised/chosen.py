@@ -1,9 +1,13 @@
-"""How a model is stored, as a config says."""
+"""How a model is stored, or rounded while it is trained, as a config says."""
+
+from dataclasses import replace
 
 from pydantic import ValidationError
 
 import luthier.kernels.quant
 from luthier.config.plugins import load_plugin
+from luthier.config.qat_section import QatSection
+from luthier.config.quant_section import QuantSection
 from luthier.config.tree import Config
 from luthier.errors import ConfigError
 from luthier.models.quantised.load import Quantisation
@@ -16,11 +20,18 @@ def chosen(config: Config) -> Quantisation | None:
         ConfigError: there is no such scheme, or options that do not go together.
     """
     section = config.quant
-    if section is None:
-        return None
+    return None if section is None else replace(named(config, section), products=section.products)
+
+
+def named(config: Config, section: QuantSection | QatSection) -> Quantisation:
+    """The scheme that a section names with its options, and the modules that it leaves alone.
+
+    Raises:
+        ConfigError: there is no such scheme, or options that do not go together.
+    """
     try:
         scheme = load_plugin(luthier.kernels.quant, section.name)(**section.options)
     except ValidationError as error:
         raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
     whole = tuple(config.lora.modules_to_save) if config.lora is not None else ()
-    return Quantisation(scheme, section.name, tuple(section.skip), whole, section.products)
+    return Quantisation(scheme, section.name, tuple(section.skip), whole)

@@ -2,14 +2,12 @@
 
 from dataclasses import dataclass
 
-from pydantic import ValidationError
 from torch import nn
 
-import luthier.kernels.quant
-from luthier.config.plugins import load_plugin
 from luthier.config.tree import Config
-from luthier.errors import ConfigError, ModelError
+from luthier.errors import ModelError
 from luthier.kernels.rounding import Rounding
+from luthier.models.quantised.chosen import named
 from luthier.models.quantised.load import Quantisation, names_to_store
 from luthier.models.rounded.linear import RoundedLinear
 from luthier.models.swap import put
@@ -37,13 +35,8 @@ def chosen_rounding(config: Config) -> Rounded | None:
     section = config.qat
     if section is None:
         return None
-    try:
-        scheme = load_plugin(luthier.kernels.quant, section.name)(**section.options)
-    except ValidationError as error:
-        raise ConfigError([fault["msg"].removeprefix("Value error, ") for fault in error.errors()]) from error
-    whole = tuple(config.lora.modules_to_save) if config.lora is not None else ()
-    which = Quantisation(scheme, section.name, tuple(section.skip), whole)
-    return Rounded(Rounding(scheme, section.inputs), which)
+    which = named(config, section)
+    return Rounded(Rounding(which.scheme, section.inputs), which)
 
 
 def round_linears(model: nn.Module, rounded: Rounded | None) -> list[str]:
