@@ -97,9 +97,9 @@ def measure(task: Task, options: Options, folder: Path, scratch: Path, console: 
 
     task = replace(task, grace=options.grace)
     console.print(f"[bold]{task.workload.key}[/] {task.workload.about}: {task.shape.name}, {task.device}")
-    if options.profile:
-        return profile(task, console)
     about = results.machine(options.device, PEERS_PYTHON)
+    if options.profile:
+        return profile(task, about, folder, console)
     contestants = taking_part(task, options, folder, about["class"], say)
     if task.workload.missing:
         say(f"luthier: not yet ({task.workload.missing})")
@@ -209,8 +209,8 @@ def same_answers(result: Result, truth: str = "hf-float32") -> dict[str, float]:
     }
 
 
-def profile(task: Task, console: Console) -> None:
-    """Where Luthier's step goes."""
+def profile(task: Task, about: dict[str, Any], folder: Path, console: Console) -> Path | None:
+    """Where Luthier's step goes, shown and kept."""
     from bench.profile import table
     from bench.runner import run_one
 
@@ -218,5 +218,11 @@ def profile(task: Task, console: Console) -> None:
     values = [event["value"] for event in outcome.all("result") if event["name"] == "profile"]
     if not values:
         console.print(f"no profile: {facts['error']}")
-        return
+        return None
     console.print(table(values[0]))
+    head = {
+        key: results.begin(task, {}, about)[key] for key in ("schema", "date", "workload", "model", "rows")
+    }
+    name = f"profile-{task.workload.key}-{task.device}-{head['date']}.json"
+    results.write({**head, "machine": about, "profile": values[0]}, folder / name)
+    return folder / name

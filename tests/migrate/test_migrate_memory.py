@@ -71,6 +71,33 @@ def test_weights_in_few_bits(tmp_path: Path, tool: str, changes: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    ("tool", "changes", "qat"),
+    [
+        (
+            "axolotl",
+            {"qat": {"weight_dtype": "int4", "activation_dtype": "int8", "group_size": 64}},
+            {"name": "int4", "group": 64, "inputs": "int8"},
+        ),
+        (
+            "axolotl",
+            {"qat": {"weight_dtype": "torch.int4"}, "adapter": "lora", "lora_r": 8, "lora_dropout": 0.1},
+            {"name": "int4", "group": 32},
+        ),
+        (
+            "torchtune",
+            {"quantizer": {"_component_": "a.b.Int8DynActInt4WeightQATQuantizer", "groupsize": 128}},
+            {"name": "int4", "group": 128, "inputs": "int8"},
+        ),
+    ],
+)
+def test_training_for_few_bits(tmp_path: Path, tool: str, changes: dict[str, Any], qat: Any) -> None:
+    result = imported(tmp_path, small(tool) | changes)
+    assert result.values.get("qat") == qat
+    config = config_from_dict(result.values)  # an adapter's dropout, which cannot be, is off
+    assert config.qat is not None and not result.of(Kind.UNKNOWN)
+
+
+@pytest.mark.parametrize(
     ("name", "ours"),
     [
         ("adamw_8bit", "adamw_8bit"),

@@ -171,14 +171,18 @@ def test_precision(tmp_path, flag, dtype):
         ),
         ("axolotl", {"processor_type": "AutoProcessor"}, "processor_type: trains on images"),
         ("axolotl", {"base_model": "owner/model-AQLM-2Bit"}, "stored as AQLM"),
-        ("axolotl", {"qat": {"weight_dtype": "int4"}}, "qat: trains with quantisation in the loop"),
+        (
+            "axolotl",
+            {"qat": {"weight_dtype": "nvfp4", "group_size": 16}},
+            "qat: trains for nvfp4 in groups of 16",
+        ),
         ("axolotl", {"plugins": ["axolotl.integrations.kd.KDPlugin"]}, "plugins: .*teacher"),
         (
             "torchtune",
             {"kd_ratio": 0.5, "teacher_model": {"_component_": "x"}},
             "teacher_checkpointer: has no checkpoint_dir",
         ),
-        ("torchtune", {"quantizer": {"_component_": "x"}}, "quantizer: trains with quantisation"),
+        ("torchtune", {"quantizer": {"_component_": "x"}}, "quantizer: trains .* by x, which is not known"),
     ],
 )
 def test_runs_that_luthier_cannot_do_are_refused_with_the_reason(tmp_path, tool, changes, reason):

@@ -25,6 +25,7 @@ from luthier.migrate.readers import (
     text,
     whole,
 )
+from luthier.migrate.rounded import put_qat
 from luthier.migrate.schedules import Warmup, put_decay, put_schedule
 from luthier.migrate.tokens import adds_tokens
 from luthier.migrate.trainer import (
@@ -84,6 +85,8 @@ def convert(draft: Draft) -> None:
     else:
         put_model(draft, "base_model", name)
     _put_weights(draft)
+    if "qat" in draft.given:
+        put_qat(draft, "qat", draft.get("qat", section, {}))
     put_unfrozen(draft, adapter=draft.has("lora"))
     put_lisa(draft, adapter=draft.has("lora"))
     put_data(draft)

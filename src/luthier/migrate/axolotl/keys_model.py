@@ -95,7 +95,7 @@ KEYS: dict[str, Rule] = {
     "model_quantization_config_kwargs": option_of(
         "model_quantization_config", "weights are kept in model.dtype"
     ),
-    "qat": blocks("trains with quantisation in the loop (QAT), which Luthier does not have"),
+    "qat": grouped(),
     "quantization": absent("quantising is a step of its own, after training"),
     "llmcompressor": blocks("keeps pruned weights at zero (LLM Compressor), which Luthier does not have"),
     "use_onebitllms": blocks("trains one-bit weights, which Luthier does not have"),

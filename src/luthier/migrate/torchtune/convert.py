@@ -9,6 +9,7 @@ from luthier.migrate.methods import put_method, put_option
 from luthier.migrate.names import put_output
 from luthier.migrate.optimizers import put_optimizer
 from luthier.migrate.readers import Misread, is_off, number, numbers, real, section, switch, text, whole
+from luthier.migrate.rounded import put_quantizer
 from luthier.migrate.rules import absent, blocks, each, grouped, needless, option_of, to
 from luthier.migrate.schedules import Warmup, put_schedule
 from luthier.migrate.torchtune.data import put_data, put_evaluation
@@ -68,7 +69,7 @@ KEYS: dict[str, Rule] = {
     "model_type": needless("read from the model's config.json"),
     "dataloader": needless("rows are prepared once and read from a memory map"),
     "num_workers": needless("rows are prepared once and read from a memory map"),
-    "fake_quant_after_n_steps": option_of("quantizer", "quantisation in the loop is not there"),
+    "fake_quant_after_n_steps": option_of("quantizer", "weights are rounded from the first step on"),
     "memory_efficient_fsdp": needless("FSDP is not used"),
     "name": needless("only other keys refer to it"),
     "base_model_path": needless("only other keys refer to it"),
@@ -110,8 +111,6 @@ def convert(draft: Draft, source: str) -> None:
     _put_loss(draft)
     if has_teacher(draft):
         put_teacher(draft, source)
-    if not is_off(draft.given.get("quantizer")):
-        draft.block("quantizer", "trains with quantisation in the loop (QAT), which Luthier does not have")
     if "optimizer" not in draft.given and not draft.reasons:
         draft.block("optimizer", "is absent, so this is no training run")
     if draft.reasons:
@@ -164,6 +163,8 @@ def _put_reference(draft: Draft) -> None:
 
 def _put_all(draft: Draft, model: dict[str, Any], source: str) -> None:
     put_weights(draft, model, source)
+    if not is_off(draft.given.get("quantizer")):
+        put_quantizer(draft, "quantizer", draft.get("quantizer", section, {}))
     draft.find("checkpointer", Kind.MAPPED, "", "model.name")
     longest = put_tokenizer(draft)
     put_data(draft, longest)
