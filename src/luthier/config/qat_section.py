@@ -33,7 +33,12 @@ class QatSection(Section):
 
 
 def qat_clashes(
-    qat: QatSection, lora: LoraSection | None, quant: QuantSection | None, *, compiled: bool
+    qat: QatSection,
+    lora: LoraSection | None,
+    quant: QuantSection | None,
+    *,
+    compiled: bool,
+    products: str | None,
 ) -> list[Problem]:
     """Why the section cannot work beside these."""
     found = []
@@ -56,6 +61,9 @@ def qat_clashes(
     for key in (key for key, given in besides.items() if given):
         text = f"lora.{key} is given, but with qat a weight is rounded together with one update alone; leave it out"
         found.append(Problem(f"lora.{key}", text))
+    if products is not None:
+        text = f"model.products is {products}, but with qat products see weights in few bits; leave one of them out"
+        found.append(Problem("model.products", text))
     if compiled:
         text = "model.compile is true, but rounded layers (qat) are not made for it; set it to false"
         found.append(Problem("model.compile", text))

@@ -23,7 +23,7 @@ from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
 from luthier.config.teacher_section import TeacherSection
 from luthier.config.tune_section import TuneSection
-from luthier.config.whole_weights import beside_adapters, hindrances
+from luthier.config.whole_weights import beside_adapters, hindrances, of_whole_weights
 
 
 class ModelSection(Section):
@@ -53,6 +53,9 @@ class ModelSection(Section):
 
     compile: bool = False
     """Decoder layers that stay plain through torch.compile, each on its own; the first step waits for it."""
+
+    products: Literal["fp8"] | None = None
+    """`fp8`: without adapters, linear layers multiply 8-bit floats; weights and their gradients stay as they are."""
 
     router_aux_weight: Annotated[float, Field(ge=0)] | None = None
     """Weight of the loss that evens out the experts of a mixture. Absent: the model's own, if its configuration has
@@ -357,13 +360,10 @@ class Config(Section):
         if self.has_adapter:
             section = "lora" if self.lora else "peft"
             problems += beside_adapters(section, self.tune, in_backward=self.train.optimizer_in_backward)
-        if self.optim.stochastic_rounding and self.has_adapter:
-            text = (
-                "optim.stochastic_rounding is true, but adapters are fp32: nothing is rounded; leave it out"
-            )
-            problems.append(Problem("optim.stochastic_rounding", text))
+            problems += of_whole_weights(self.model.products, rounded=self.optim.stochastic_rounding)
         if self.qat:
-            problems += qat_clashes(self.qat, self.lora, self.quant, compiled=self.model.compile)
+            compiled, products = self.model.compile, self.model.products
+            problems += qat_clashes(self.qat, self.lora, self.quant, compiled=compiled, products=products)
         if self.lora and self.lora.restart and (fault := no_restarts(self.train)):
             problems.append(Problem("lora.restart", fault))
         if self.lora and not self.quant and (fault := nothing_lost(self.lora)):

@@ -50,3 +50,18 @@ def beside_adapters(section: str, tune: TuneSection | None, *, in_backward: bool
         )
         problems.append(Problem("train.optimizer_in_backward", text))
     return problems
+
+
+def of_whole_weights(products: str | None, *, rounded: bool) -> list[Problem]:
+    """What is for the model's own weights and has no meaning beside adapters."""
+    problems = []
+    if rounded:
+        text = "optim.stochastic_rounding is true, but adapters are fp32: nothing is rounded; leave it out"
+        problems.append(Problem("optim.stochastic_rounding", text))
+    if products is not None:
+        text = (
+            f"model.products is {products}, which is for weights that are trained themselves; beside an adapter they "
+            "are frozen and can be stored so, too: write `quant: {name: fp8, products: true}` instead"
+        )
+        problems.append(Problem("model.products", text))
+    return problems

@@ -52,6 +52,19 @@ def input_gradient(grad_TM: Tensor, stored: Stored) -> Tensor:
     return _sums(codes_TM, codes_MK).mul_(scale_T1).to(grad_TM.dtype)
 
 
+def multiplied(left: tuple[Tensor, Tensor], right: tuple[Tensor, Tensor], dtype: torch.dtype) -> Tensor:
+    """x·wᵀ of 8-bit floats, [T, M] in `dtype`.
+
+    Args:
+        left: codes [T, K] and the scale of each row, [T, 1].
+        right: codes [M, K] and the scale of each row, [M, 1].
+    """
+    (x_TK, u_T1), (w_MK, s_M1) = left, right
+    if _native_floats(w_MK):
+        return _scaled_mm(x_TK, w_MK.contiguous().T, u_T1, s_M1.T.contiguous(), out_dtype=dtype)
+    return _sums(x_TK, w_MK.T).mul_(u_T1).mul_(s_M1.T).to(dtype)
+
+
 def by_token(values_TK: Tensor, kind: torch.dtype) -> tuple[Tensor, Tensor]:
     """Codes of this kind, and the scale of each token, [T, 1]."""
     scale_T1 = values_TK.abs().amax(1, keepdim=True).div_(LARGEST[kind]).clamp_(min=TINY)

@@ -10,6 +10,7 @@ from luthier.kernels.attention_varlen import why_not
 from luthier.models.adapter_table import adapter_table
 from luthier.models.base import folder_to_train
 from luthier.models.device import pick_device, pick_dtype
+from luthier.models.float8 import multiply_float8
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model, load_tokenizer
 from luthier.models.new_tokens import NewTokens, add_tokens, place_tokens
@@ -56,9 +57,11 @@ def build_policy(
     tokens = _place_tokens(config, model)
     rounding = chosen_rounding(config)
     rounded = round_linears(model, rounding)
+    products = multiply_float8(model) if config.model.products == "fp8" else ""
     policy, told = _policy_of(config, model, head)
     notes = [reshaped] * bool(reshaped) + [tokens.note()] * bool(config.model.new_tokens)
     notes += [rounding.note(rounded)] if rounding is not None else []
+    notes += [products] * bool(products)
     notes += told
     if config.peft is None:
         notes.append(
