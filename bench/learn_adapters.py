@@ -47,7 +47,7 @@ PEFT: dict[str, dict[str, Any]] = {
 }
 """Settings of types of peft that cannot do without, or whose own do not fit the model."""
 RATES = {"lora": 5e-4, "peft": 2e-3, "quant": 5e-4}
-OWN_RATES = {"peft/prompt_tuning": 3e-2, "peft/p_tuning": 3e-3, "peft/oft": 3e-4, "peft/boft": 3e-4, "peft/ia3": 1e-2,
+OWN_RATES = {"lora/plus": 1e-4, "peft/prompt_tuning": 3e-2, "peft/p_tuning": 3e-3, "peft/oft": 3e-4, "peft/boft": 3e-4, "peft/ia3": 1e-2,
              "peft/vera": 1e-2, "peft/road": 3e-3}  # fmt: skip
 
 
@@ -75,7 +75,8 @@ def sections(name: str) -> dict[str, Any]:
         return {"peft": {"type": which, **PEFT.get(which, {})}, **rate}
     if family == "quant":
         return {"lora": {"rank": 16}, "quant": {"name": which}, **rate}
-    return {"lora": {"rank": 16, **LORA.get(which, {"init": which})}, **rate}
+    stored = {"quant": {"name": "nf4"}} if which == "loftq" else {}  # it starts from what storing lost
+    return {"lora": {"rank": 16, **LORA.get(which, {"init": which})}, **stored, **rate}
 
 
 def config_of(known: argparse.Namespace, folder: Path, name: str, rows: str) -> dict[str, Any]:
