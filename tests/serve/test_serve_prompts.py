@@ -31,7 +31,7 @@ TEXTS = st.text(st.characters(codec="utf-8", exclude_categories=("Co", "Cs")), m
 TURNS = st.lists(st.tuples(TEXTS, TEXTS), min_size=1, max_size=4)
 
 
-@settings(max_examples=100)
+@settings(max_examples=200)
 @given(turns=TURNS, system=st.none() | TEXTS)
 def test_prompts_are_those_of_training(turns: list[tuple[str, str]], system: str | None) -> None:
     template = ChatTemplate(byte_level(), CHATML)
