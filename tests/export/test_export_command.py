@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from lora_models import build, difference, logits, teach
@@ -12,6 +13,7 @@ from luthier.errors import ConfigError
 from luthier.export import forms
 from luthier.export.forms import chosen_form, help_of_forms, known_forms
 from luthier.models.adapter_files import load_adapter, save_adapter
+from luthier.models.fingerprint import mark_base
 from luthier.models.lora import apply_lora
 from luthier.runs.folder import RunFolder
 
@@ -53,7 +55,7 @@ def test_merges_into_the_runs_folder_or_where_it_is_told(
         (
             "adapter",
             ["--to", "gguf"],
-            "--to is 'gguf', which is not a form that can be written. Known: gguf:TYPE, merged.",
+            "--to is 'gguf', which is not a form that can be written. Known: ",
         ),
         (
             "adapter",
@@ -118,3 +120,18 @@ def test_every_form_is_listed_from_its_file_and_says_what_it_is() -> None:
         assert callable(write) and (kind is None) == (f"{name}: " in told)
     with pytest.raises(ConfigError, match="'merged:q8_0', which is not a form"):
         chosen_form("merged:q8_0")
+
+
+def test_another_base_than_that_of_the_training_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = finished(tmp_path)
+    mark_base(folder.adapter, tmp_path / "base", "base")
+    assert main(["export", str(folder.path), "--no-verify"]) == 0
+    model = build("llama")
+    torch.nn.init.normal_(model.get_input_embeddings().weight)
+    model.save_pretrained(tmp_path / "base")
+    capsys.readouterr()
+    assert main(["export", str(folder.path), "--out", str(tmp_path / "again")]) != 0
+    assert "holds other weights than those" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()

@@ -5,7 +5,6 @@ nothing.
 import json
 import resource
 import shutil
-import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,30 +211,6 @@ def test_a_renamed_weight_is_found(tmp_path: Path) -> None:
     key = "model.layers.0.block_sparse_moe.gate.weight"
     assert not torch.equal(tensors(out)[key], tensors(base)[key])
     assert difference(logits(plain(out)), logits(model)) < 1e-5
-
-
-def test_one_shard_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No tensor of an earlier shard is alive when the next is read; progress is told after each."""
-    base, adapter, out = tmp_path / "base", tmp_path / "adapter", tmp_path / "out"
-    model = build("llama")
-    model.save_pretrained(base, max_shard_size="30KB")
-    adapted(model, adapter)
-    alive: list[weakref.ref[Tensor]] = []
-    reads, told = [], []
-    read = merge.read_shard
-
-    def watched(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-        assert not [reference for reference in alive if reference() is not None]
-        found = read(path)
-        alive.extend(weakref.ref(tensor) for tensor in found[0].values())
-        reads.append(path.name)
-        return found
-
-    monkeypatch.setattr(merge, "read_shard", watched)
-    merge_to_folder(base, adapter, out, progress=lambda done, total, name: told.append((done, total, name)))
-    assert len(reads) > 3
-    assert len(alive) == len(tensors(base))
-    assert told == [(i + 1, len(reads), name) for i, name in enumerate(reads)]
 
 
 def test_what_describes_the_model_is_copied_and_the_adapters_tokenizer_wins(tmp_path: Path) -> None:

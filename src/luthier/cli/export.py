@@ -2,45 +2,31 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
+from luthier.cli import _export_options as options
 from luthier.cli._export_verify import prove, rows_for
 from luthier.errors import ConfigError
-from luthier.export.forms import chosen_form, help_of_forms
+from luthier.export.forms import chosen_form
 
 if TYPE_CHECKING:
     from luthier.config.tree import Config
+    from luthier.export.job import Job, Written
 
 BASES = ("trained", "original")
 
 
 def command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run.", show_default=False)],
-    to: Annotated[str, typer.Option(help=f"The form. {help_of_forms()}")] = "merged",
-    out: Annotated[
-        Path | None,
-        typer.Option(help="Where to write. Absent: into the run's folder, under the form's name."),
-    ] = None,
-    base: Annotated[
-        str,
-        typer.Option(
-            help="After training beside weights in few bits (quant): what is merged into. trained: the weights that "
-            "these bits decode to, which is the model that was trained; original: the weights before."
-        ),
-    ] = "trained",
-    verify: Annotated[
-        bool,
-        typer.Option(
-            "--verify/--no-verify",
-            help="Load what was written in the program that will run it, and compare it with what was trained.",
-        ),
-    ] = True,
-    verify_prompts: Annotated[
-        int, typer.Option(help="Prompts of the run's own rows that both are asked.", min=1)
-    ] = 8,
+    run: options.Run,
+    to: options.To = "merged",
+    out: options.Out = None,
+    base: options.Base = "trained",
+    verify: options.Verify = True,
+    verify_prompts: options.VerifyPrompts = 8,
+    kind: options.Kind = None,
+    adapter_only: options.AdapterOnly = False,
+    push: options.Push = None,
+    public: options.Public = False,
 ) -> None:
     """Write what a run trained in the form that it is used in, and prove that it is the same model.
 
@@ -52,13 +38,17 @@ def command(
 
     if base not in BASES:
         raise ConfigError(f"--base is {base!r}; known: {', '.join(BASES)}.")
-    write, kind = chosen_form(to)
+    write, kind = chosen_form(f"{to}:{kind}" if kind else to)
     folder = RunFolder.open(run)
     if not folder.model.is_dir() and not folder.adapter.is_dir():
         raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
     config = load_config(folder.config)
     _refuse_adding_twice(config, base)
-    job = Job(folder, config, _bar, out, kind, base, lambda folder: rows_for(config, folder))
+    if push is not None:
+        from luthier.export.push import check_push
+
+        check_push(push, config)
+    job = Job(folder, config, _bar, out, kind, base, lambda folder: rows_for(config, folder), adapter_only)
     written = write(job)
     prove(job, written, verify_prompts if verify else 0)
     print(f"{written.what}: {written.path}")
@@ -70,6 +60,23 @@ def command(
         print(_which_base(config.quant.name, base))
     for note in written.notes:
         print(note)
+    card = _card(job, written)
+    if push is not None:
+        from luthier.export.push import push as upload
+
+        print(f"on the hub: {upload(written.path, card, push, private=not public)}")
+
+
+def _card(job: "Job", written: "Written") -> str:
+    """The model card, which is written into a folder that was exported."""
+    from luthier.export.card import CARD, model_card
+    from luthier.models.base import base_folder
+    from luthier.runs.atomic import atomic_write_text
+
+    text = model_card(job.folder, job.config, base_folder(job.config), written.how)
+    if written.path.is_dir():
+        atomic_write_text(written.path / CARD, text)
+    return text
 
 
 def _refuse_adding_twice(config: "Config", base: str) -> None:

@@ -1,5 +1,7 @@
 """The model of a run as a merged folder or as a GGUF file: what several forms are made of."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +12,7 @@ from luthier.export.job import Job
 from luthier.export.merge import merge_to_folder
 from luthier.export.peft import merge_peft_to_folder
 from luthier.models.base import base_folder
+from luthier.models.fingerprint import check_base
 from luthier.models.gguf import need_packages
 from luthier.models.peft_adapters.attach import peft_type_of
 from luthier.models.quantised.chosen import chosen
@@ -20,6 +23,7 @@ def merge_run(job: Job, target: Path, *, wide: bool = False) -> None:
     adapter = job.folder.adapter
     quantisation = chosen(job.config) if job.base == "trained" else None
     base = base_folder(job.config)
+    check_base(adapter, base)
     if peft_type_of(adapter) is not None:
         merge_peft_to_folder(base, adapter, target, quantisation=quantisation, wide=wide)
         return
@@ -46,16 +50,30 @@ def gguf_type(asked: str | None) -> str:
 
 
 def gguf_of_run(job: Job, target: Path, kind: str) -> None:
-    """The run's model as a file; an adapter is merged beside the file first, and that folder removed again."""
-    from luthier.export.gguf.any_type import write_any
-
+    """The run's model as a file."""
     if target.exists():
         raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
-    exact = _left_exact(job.config)
-    name = job.folder.path.name
+    with model_folder(job, target) as folder:
+        gguf_of_folder(job, folder, target, kind)
+
+
+def gguf_of_folder(job: Job, folder: Path, target: Path, kind: str) -> None:
+    """The model in a folder as a file, called as the run is."""
+    from luthier.export.gguf.any_type import write_any
+
+    exact, name = left_exact(job.config), job.folder.path.name
+    with job.bar("writing") as progress:
+        write_any(folder, target, kind, job.rows, name=name, exact=exact, progress=progress)
+
+
+@contextmanager
+def model_folder(job: Job, target: Path) -> Iterator[Path]:
+    """The folder with the run's model; an adapter is merged beside `target` first, and that folder removed again.
+
+    Raises ConfigError for a model that scores instead of writing.
+    """
     if job.whole:
-        with job.bar("writing") as progress:
-            write_any(job.folder.model, target, kind, job.rows, name=name, exact=exact, progress=progress)
+        yield job.folder.model
         return
     if has_other_head(job.folder.adapter):
         raise ConfigError(
@@ -63,13 +81,25 @@ def gguf_of_run(job: Job, target: Path, kind: str) -> None:
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".merged-") as scratch:
-        merged = Path(scratch) / name
+        merged = Path(scratch) / job.folder.path.name
         merge_run(job, merged, wide=True)
-        with job.bar("writing") as progress:
-            write_any(merged, target, kind, job.rows, name=name, exact=exact, progress=progress)
+        yield merged
 
 
-def _left_exact(config: Config) -> list[str]:
+def new_folder(target: Path) -> Path:
+    """Where a folder is to be written. Raises ConfigError if something is there."""
+    if target.exists():
+        raise ConfigError(f"{target} exists already. Remove it, or give another folder with --out.")
+    return target
+
+
+def described_in(job: Job, name: str) -> Path:
+    """The folder with this file about the run's model: what was trained, or else its base."""
+    trained = job.folder.model if job.whole else job.folder.adapter
+    return trained if job.whole or (trained / name).is_file() else base_folder(job.config)
+
+
+def left_exact(config: Config) -> list[str]:
     """Layers that a run for few bits did not round, by their names: they are not stored in these either."""
     if config.qat is None:
         return []

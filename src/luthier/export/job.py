@@ -30,6 +30,8 @@ class Job:
     """What is merged into after training beside weights in few bits: trained or original."""
     rows: Callable[[Path], Sequence[Sequence[int]]] = lambda folder: ()
     """Some of the run's own rows as tokens, by the tokenizer in a folder; none where they cannot be read."""
+    adapter_only: bool = False
+    """For engines that can: base model and adapter as two, instead of merged."""
 
     @property
     def whole(self) -> bool:
@@ -55,3 +57,5 @@ class Written:
     """The type of the weights in a GGUF; None for a folder."""
     notes: tuple[str, ...] = ()
     """What people should know of it, a sentence or two each."""
+    how: str = ""
+    """How to run it, in Markdown: for the model card."""

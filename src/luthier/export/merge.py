@@ -1,5 +1,5 @@
-"""Adapter and base model on disk become one model folder, shard by shard; no model is built, one shard is
-in memory.
+"""Adapter and base model on disk become one model folder, shard by shard and tensor by tensor: no model is built, and
+one tensor is in memory.
 
     W' = W + s · B·A (with DoRA's lengths, if it has them), computed in fp32, rounded once to the dtype of W on disk
 
@@ -21,11 +21,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError, RunError
+from luthier.export.streamed import TYPES, Planned, write_streamed
 from luthier.kernels.quant.base import Scheme, store
 from luthier.models.adapter_files import attach_adapter
 from luthier.models.adapter_plan import AdapterPlan, PlannedLinear, PlannedTokens, plan_all, read_adapter
@@ -255,31 +255,45 @@ def _merge_shard(
 ) -> dict[str, int]:
     """Writes one shard, and tells the names of tensors in it that the base has not or has smaller, and by how much.
 
-    The tensors of the shard before are gone when this begins, and these when it ends.
+    One tensor is read, changed and written at a time.
     """
-    tensors, metadata = read_shard(source)
-    added: dict[str, int] = {}
-    for name in list(tensors):
-        weight = tensors[name]
-        for output in outputs.get(name, ()):
-            before = tensors[output.name].nbytes if output.name in tensors else 0
-            tensors[output.name] = _changed(weight, output, source, wide=wide)
-            if (more := tensors[output.name].nbytes - before) > 0:
-                added[output.name] = more
-    try:
-        save_file(tensors, target, metadata)
-    except SafetensorError as error:
-        raise RunError(
-            f"the merged {target.name} cannot be written: {error}. Nothing was left behind. "
-            "Free some space, or give a folder on another disk."
-        ) from error
-    return added
+    with safe_open(source, framework="pt") as file:
+        made: dict[str, tuple[str, Output | None]] = {name: (name, None) for name in file.keys()}  # noqa: SIM118
+        sizes = {name: _planned(file, name, None, name, wide=wide).size for name in made}
+        made |= {output.name: (name, output) for name in sizes for output in outputs.get(name, ())}
+        planned = [_planned(file, name, output, key, wide=wide) for key, (name, output) in made.items()]
+
+        def tensor_of(key: str) -> Tensor:
+            name, output = made[key]
+            weight = file.get_tensor(name)
+            return weight if output is None else _changed(weight, output, source, wide=wide)
+
+        try:
+            write_streamed(target, planned, tensor_of, file.metadata() or {"format": "pt"})
+        except OSError as error:
+            raise RunError(
+                f"the merged {target.name} cannot be written: {error.strerror or error}. Nothing was left behind. "
+                "Free some space, or give a folder on another disk."
+            ) from error
+    return {one.name: more for one in planned if (more := one.size - sizes.get(one.name, 0)) > 0}
 
 
-def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """All tensors of a safetensors file and its metadata."""
-    with safe_open(path, framework="pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {"format": "pt"}  # noqa: SIM118
+def _planned(file: Any, name: str, output: Output | None, key: str, *, wide: bool) -> Planned:
+    """What a tensor of the base becomes: its type and shape, without reading it."""
+    told = file.get_slice(name)
+    stored, shape = told.get_dtype(), tuple(told.get_shape())
+    if stored not in TYPES:
+        raise ModelError(
+            f"{name} is stored as {stored}, which is not known here. Merge into another copy of the base."
+        )
+    if output is None:
+        return Planned(key, TYPES[stored], shape)
+    changes = output.change is not None or output.stored is not None
+    if isinstance(output.change, Tensor):
+        shape = tuple(output.change.shape)
+    elif output.rows:
+        shape = (max(output.rows, shape[0]), *shape[1:])
+    return Planned(key, torch.float32 if wide and changes else TYPES[stored], shape)
 
 
 def _changed(weight: Tensor, output: Output, source: Path, *, wide: bool) -> Tensor:

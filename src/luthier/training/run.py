@@ -20,6 +20,7 @@ from luthier.evaluate import metrics
 from luthier.evaluate.loss import evaluate_loss
 from luthier.models.adapter_files import save_adapter
 from luthier.models.compat import bars_on_terminals_only, plain_attention
+from luthier.models.fingerprint import mark_base_of
 from luthier.models.head_policy import HeadPolicy
 from luthier.models.load import load_tokenizer
 from luthier.models.peft_adapters.files import save_peft
@@ -279,6 +280,8 @@ def _save_trained(
         else:
             with plain_attention(model), bars_on_terminals_only():
                 model.save_pretrained(partial)
+        if config.has_adapter:
+            mark_base_of(config, partial)
         tokenizer.save_pretrained(partial)
     return target
 

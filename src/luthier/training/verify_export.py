@@ -76,6 +76,10 @@ def verify_export(
 def form_of(written: Written) -> str | None:
     """The form of what was written, as `verify_export` takes it; None if nothing runs it by itself."""
     if written.weights.is_dir():
+        if (
+            written.kind is not None
+        ):  # weights in few bits, which transformers reads with a further package only
+            return None
         return "adapter" if (written.weights / CONFIG_NAME).is_file() else "merged"
     if written.weights.suffix != ".gguf":
         return None

@@ -14,4 +14,9 @@ def write(job: Job) -> Written:
         )
     target = job.target("merged")
     merge_run(job, target)
-    return Written("merged model", target, target)
+    how = f"""    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained("{target.name}")
+    tokenizer = AutoTokenizer.from_pretrained("{target.name}")
+"""
+    return Written("merged model", target, target, how=how)

@@ -6,7 +6,7 @@ of one projection of one layer).
 """
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
@@ -94,11 +94,7 @@ def write_gguf(
     sources = list(_sources(folder, config))
     extra = list(known.more(config))
     words = vocabulary(_tokenizer(folder), config.vocab_size, _ends(folder))
-    shapes = chain.from_iterable(known.changed(one.name, one.read(only_shape=True)) for one in sources)
-    entries = [
-        _entry(known.name_of(name), tensor, _type_of(name, file_type, exact)) for name, tensor in shapes
-    ]
-    entries += [_entry(inside, tensor, file_type) for inside, tensor in extra]
+    entries = _entries(known, sources, extra, file_type, exact)
     check_room(out, sum(entry.size for entry in entries))
     with atomic_file(out) as partial, closing(gguf.GGUFWriter(partial, known.name)) as writer:
         _describe(writer, words.name_for(name or folder.resolve().name), known, config, file_type)
@@ -113,6 +109,26 @@ def write_gguf(
             _write(writer, entry, tensor)
             if progress is not None:
                 progress(done, len(entries), entry.name)
+
+
+def planned_sizes(folder: Path, kind: str, exact: Collection[str] = ()) -> list[tuple[str, int]]:
+    """Names and bytes of the tensors that the file of a folder's model will have. Only headers are read."""
+    config: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+    known = architecture(config)
+    entries = _entries(known, list(_sources(folder, config)), list(known.more(config)), TYPES[kind], exact)
+    return [(entry.name, entry.size) for entry in entries]
+
+
+def _entries(
+    known: Architecture,
+    sources: Iterable[Source],
+    extra: Iterable[tuple[str, Tensor]],
+    file_type: FileType,
+    exact: Collection[str],
+) -> list[Entry]:
+    shapes = chain.from_iterable(known.changed(one.name, one.read(only_shape=True)) for one in sources)
+    found = [_entry(known.name_of(name), tensor, _type_of(name, file_type, exact)) for name, tensor in shapes]
+    return found + [_entry(inside, tensor, file_type) for inside, tensor in extra]
 
 
 def _write(writer: gguf.GGUFWriter, entry: Entry, tensor: Tensor) -> None:

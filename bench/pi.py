@@ -1,0 +1,113 @@
+"""Does the formula that predicts the speed on a Raspberry Pi (`luthier export --to pi`) hold on this machine?
+
+    python -m bench.pi [--model demo:smollm2-135m] [--threads 2]
+
+One model is written as GGUF in several types and decodes in llama.cpp (llama-cpp-python). From the speed of one type
+follows the bandwidth that llama.cpp reaches here, by the formula of `export/pi/predict.py`; from that the speed of the
+others is predicted and compared with what is measured. Beside it stands how fast numpy reads memory.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from luthier.export.gguf.write import planned_sizes, write_gguf
+from luthier.export.pi.predict import read_per_token
+from luthier.models.load import resolve_model
+
+KINDS = ("f16", "q8_0", "q5_0", "q4_0")
+CALIBRATED = "q8_0"
+"""The type from whose speed the bandwidth is taken."""
+RESULTS = Path(__file__).parent / "results"
+
+
+def numpy_bandwidth(size: int = 1 << 28, tries: int = 5) -> float:
+    """Bytes a second that one thread reads of an array that no cache holds, the best of some tries."""
+    values = np.ones(size // 8)
+    seconds = []
+    for _ in range(tries):
+        start = time.perf_counter()
+        values.sum()
+        seconds.append(time.perf_counter() - start)
+    return size / min(seconds)
+
+
+def decode_speed(file: Path, threads: int, tokens: int = 32, tries: int = 5) -> float:
+    """Tokens a second that llama.cpp writes, the median of some tries."""
+    from llama_cpp import Llama  # pyright: ignore[reportMissingImports]
+
+    model: Any = Llama(str(file), n_ctx=256, n_threads=threads, n_threads_batch=threads, verbose=False)
+    rates = []
+    for _ in range(tries):
+        model.reset()
+        model.eval([1])
+        start = time.perf_counter()
+        for token in range(tokens):
+            model.eval([100 + token])
+        rates.append(tokens / (time.perf_counter() - start))
+    model.close()
+    return statistics.median(rates)
+
+
+def measured(model: str, threads: int) -> dict[str, Any]:
+    """All figures."""
+    folder = resolve_model(model, offline=True)
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        for kind in KINDS:
+            file = Path(scratch) / f"{kind}.gguf"
+            write_gguf(folder, file, kind)
+            read = read_per_token(planned_sizes(folder, kind))
+            speed = decode_speed(file, threads)
+            found[kind] = {
+                "file": file.stat().st_size,
+                "read": read,
+                "measured": speed,
+                "reached": read * speed,
+            }
+            file.unlink()
+    bandwidth = found[CALIBRATED]["reached"]
+    for told in found.values():
+        told["predicted"] = bandwidth / told["read"]
+        told["off"] = told["predicted"] / told["measured"] - 1
+    return {
+        "model": model,
+        "threads": threads,
+        "numpy_read": numpy_bandwidth(),
+        "bandwidth": bandwidth,
+        "types": found,
+    }
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Prints the figures and keeps them."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", default="demo:smollm2-135m")
+    parser.add_argument("--threads", type=int, default=2)
+    known = parser.parse_args(arguments)
+    found = measured(known.model, known.threads)
+    for kind, told in found["types"].items():
+        told_of = f"{told['measured']:.1f} tokens/s, predicted {told['predicted']:.1f} ({told['off']:+.0%})"
+        print(
+            f"{kind}: {told['read'] / 1e6:.0f} MB a token, {told_of}, reached {told['reached'] / 1e9:.1f} GB/s"
+        )
+    print(f"numpy reads {found['numpy_read'] / 1e9:.1f} GB/s in one thread")
+    path = RESULTS / f"pi-{datetime.now(UTC):%Y-%m-%d}.json"
+    path.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    print(path)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

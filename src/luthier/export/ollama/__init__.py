@@ -1,0 +1,1 @@
+"""What Ollama reads beside a GGUF: a Modelfile, with the chat template in Go's template language."""
