@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.cores import usable_cores
 from luthier.errors import ModelError
 from luthier.export.gguf.llama import NEEDED, installed, library
 from luthier.export.verify.engine import Messages
@@ -33,7 +32,7 @@ class InLlamaCpp:
         llama_cpp = library()
         self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         self._file, self._config = file, config
-        threads = usable_cores()
+        threads = torch.get_num_threads()  # its threads spin while they wait: no more than torch may use
         try:
             self._llama: Any = llama_cpp.Llama(
                 str(file),
