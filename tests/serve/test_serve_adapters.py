@@ -16,7 +16,7 @@ from luthier.models.adapter_files import save_adapter
 from luthier.models.inference import load_for_inference
 from luthier.models.lora import apply_lora
 from luthier.serve.assistant import Assistant
-from luthier.serve.shelf import load_shelf
+from luthier.serve.shelf import load_shelf, other_bases
 from serve_parts import native, running
 from tiny_runs import save_tiny_model
 
@@ -94,6 +94,14 @@ def test_a_run_is_served_beside_others_with_its_own_adapter(folder: Path, tmp_pa
     for name, place in ((result.folder.name, result.folder), ("other", other)):
         mine = Assistant(shelf[name].loaded).answer("red green", max_new_tokens=8)
         assert mine == Assistant(load_for_inference(str(place), **CPU)).answer("red green", max_new_tokens=8)
+
+
+def test_an_adapter_of_another_base_is_told(folder: Path) -> None:
+    base = str(folder / "base")
+    assert other_bases(base, [folder / "first"]) == []
+    assert other_bases(str(folder / "second"), [folder / "first"]) == []
+    (line,) = other_bases("owner/another", [folder / "first"])
+    assert line.endswith(f"says that it was trained on {base}, not on owner/another")
 
 
 def test_what_is_no_adapter_is_told(folder: Path, tmp_path: Path) -> None:

@@ -45,19 +45,21 @@ def start(wishes: Wishes) -> None:
     adapters = named_paths(wishes.adapters)
     refuse_missing()
     refuse_bad_keys(wishes.keys)
+    note(f"Loading {wishes.name} ...")
 
     from luthier.serve.app import make_app
     from luthier.serve.gate import Doors
     from luthier.serve.native import NativeEngine
     from luthier.serve.prompts import Limits
     from luthier.serve.run import Server, serve
-    from luthier.serve.shelf import load_shelf
+    from luthier.serve.shelf import load_shelf, other_bases
 
-    note(f"Loading {wishes.name} ...")
     embedders = _embedders(wishes)
     shelf = (
         {} if embedders else load_shelf(wishes.name, adapters, called=wishes.called, offline=wishes.offline)
     )
+    for line in other_bases(wishes.name, list(adapters.values())):
+        note(f"warning: {line}")
     tokens = wishes.cache_tokens or _tokens_that_fit(shelf, wishes.answers)
     engine = NativeEngine(
         {name: offered.loaded for name, offered in shelf.items()},

@@ -129,9 +129,15 @@ def _defaults(loaded: Loaded) -> Defaults:
     )
 
 
-def bases_told(adapters: Sequence[Path], base: str) -> list[str]:
-    """A line for each adapter that says that it was made for another base."""
-    lines = []
+def other_bases(name: str, adapters: Sequence[Path]) -> list[str]:
+    """A line for each adapter that says that it was trained on another base than that of the model called `name`."""
+    lines, base = [], name
+    if (Path(name) / "config.yaml").is_file():
+        base = load_config(Path(name) / "config.yaml").model.name
+    elif (own := adapter_folder(Path(name))) is not None:
+        base = json.loads((own / "adapter_config.json").read_text(encoding="utf-8"))[
+            "base_model_name_or_path"
+        ]
     for path in adapters:
         folder = adapter_folder(path)
         if folder is None:
