@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from luthier.cli import _evaluate_pairs
 from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
     from luthier.evaluate.compare import Measured
+    from luthier.evaluate.pairwise import Outcome
     from luthier.evaluate.variants import Variant
 
 
@@ -35,6 +37,12 @@ def command(
         ),
     ] = None,
     compare: Annotated[bool, typer.Option("--compare", help="Several variants side by side.")] = False,
+    vote: Annotated[
+        bool, typer.Option("--vote", help="Two variants: you say whose answers are better, blind.")
+    ] = False,
+    judge: Annotated[
+        str | None, typer.Option(help="Two variants: this model says whose answers are better.")
+    ] = None,
     rows: Annotated[int | None, typer.Option(help="Answer only this many rows.", min=1)] = None,
     answer_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.", min=1)] = 128,
     base: Annotated[bool, typer.Option("--base", help="A run's model as it was before training.")] = False,
@@ -47,12 +55,29 @@ def command(
 ) -> None:
     """Measure a run or a model on held-out rows. What was killed goes on where it was when it is started again.
 
-    Example: luthier evaluate runs/my-first --data test.jsonl --metric exact_match --metric rouge_l
-
-    Example: luthier evaluate runs/my-first --data test.jsonl --compare base adapter model-q8_0.gguf
+    Example: luthier evaluate runs/my-first --data test.jsonl --metric rouge_l --compare base adapter model-q8_0.gguf
     """
-    from luthier.evaluate.metrics import find
     from luthier.evaluate.variants import alone, variants_of
+
+    data = _checked(name, variants, data, metric, compare, base)
+    chosen = variants_of(name, variants or ()) if compare else [alone(name, trained=not base)]
+    folder = out or (Path(name) / "evaluations" if (Path(name) / "config.yaml").is_file() else None)
+    _evaluate_pairs.check(compare, vote, judge, len(chosen), folder)
+    measured = [_measure(one, data, metric, rows, answer_tokens, folder, offline) for one in chosen]
+    votes = _evaluate_pairs.vote_on(measured, judge, folder, offline) if vote or judge else None
+    _tell(measured, compare, as_json, votes)
+
+
+def _checked(
+    name: str,
+    variants: list[str] | None,
+    data: list[Path] | None,
+    metric: list[str] | None,
+    compare: bool,
+    base: bool,
+) -> list[Path]:
+    """What can be known to be wrong before any model is looked for; returns the data."""
+    from luthier.evaluate.metrics import find
 
     if not data:
         raise ConfigError("there are no rows to measure on; name them with --data FILE")
@@ -61,11 +86,8 @@ def command(
     if compare and base:
         raise ConfigError("--base is one of the variants of --compare; write it as `--compare base trained`")
     for one in metric or ():
-        find(one, columns=True)  # before any model is loaded
-    chosen = variants_of(name, variants or ()) if compare else [alone(name, trained=not base)]
-    folder = out or (Path(name) / "evaluations" if (Path(name) / "config.yaml").is_file() else None)
-    measured = [_measure(one, data, metric, rows, answer_tokens, folder, offline) for one in chosen]
-    _tell(measured, compare, as_json)
+        find(one, columns=True)
+    return data
 
 
 def _measure(
@@ -99,16 +121,23 @@ def _measure(
     return Measured(variant.label, variant.engine, variant.size(offline), found)
 
 
-def _tell(measured: "list[Measured]", compare: bool, as_json: bool) -> None:
+def _tell(measured: "list[Measured]", compare: bool, as_json: bool, votes: "Outcome | None") -> None:
     from luthier.evaluate.compare import as_json as json_of
     from luthier.evaluate.compare import numbers_of
 
     if as_json:
         import json
 
-        print(json.dumps({"variants": json_of(measured)} if compare else numbers_of(measured[0].found)))
+        found: dict[str, object] = (
+            {"variants": json_of(measured)} if compare else numbers_of(measured[0].found)
+        )
+        if votes is not None:
+            found["votes"] = {"won": votes.wins, "lost": votes.losses, "ties": votes.ties, "rate": votes.rate}
+        print(json.dumps(found))
     elif compare:
         _tell_table(measured)
+        if votes is not None:
+            print(_evaluate_pairs.sentence(measured, votes))
     else:
         _tell_one(measured[0])
 

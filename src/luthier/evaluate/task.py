@@ -22,7 +22,7 @@ from luthier.evaluate import metrics
 from luthier.evaluate.answers import answer_each, asks, question_of
 from luthier.evaluate.columns import texts_of
 from luthier.evaluate.intervals import Interval, Sums, interval
-from luthier.evaluate.journal import Journal, digest
+from luthier.evaluate.journal import Answered, Journal, digest
 from luthier.evaluate.likelihood import bits_per_byte_of, loss_of, predict
 from luthier.models.inference import Loaded
 from luthier.models.tripwire import choose_policy
@@ -62,6 +62,8 @@ class Evaluation:
     """Tokens of answers a second, many at once."""
     journal: Path | None = None
     """Where the rows' results are."""
+    answers: dict[str, Answered] = field(default_factory=dict)
+    """What the model wrote, by the same keys."""
 
     @property
     def perplexity(self) -> float:
@@ -230,6 +232,7 @@ def _evaluation(
         keys,
         tokens / seconds if seconds else None,
         journal.path,
+        dict(zip(answered_keys, answered, strict=True)),
     )
 
 
