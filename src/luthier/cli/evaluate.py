@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from luthier.cli import _evaluate_pairs
+from luthier.cli import _evaluate_pairs, _evaluate_tasks
 from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -36,6 +36,12 @@ def command(
             help="Metric of the answers, such as rouge_l or regex:^yes; may be given again. [exact_match]"
         ),
     ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="A task of lm-eval, by name or YAML file, instead of --data.")
+    ] = None,
+    task_chat: Annotated[
+        bool, typer.Option("--task-chat", help="Put tasks through the chat template.")
+    ] = False,
     compare: Annotated[bool, typer.Option("--compare", help="Several variants side by side.")] = False,
     vote: Annotated[
         bool, typer.Option("--vote", help="Two variants: you say whose answers are better, blind.")
@@ -59,6 +65,9 @@ def command(
     """
     from luthier.evaluate.variants import alone, variants_of
 
+    if task:
+        _evaluate_tasks.check(task, data, metric, compare or vote or judge is not None)
+        return _evaluate_tasks.run(alone(name, trained=not base), task, rows, task_chat, as_json, offline)
     data = _checked(name, variants, data, metric, compare, base)
     chosen = variants_of(name, variants or ()) if compare else [alone(name, trained=not base)]
     folder = out or (Path(name) / "evaluations" if (Path(name) / "config.yaml").is_file() else None)
