@@ -47,9 +47,12 @@ PEFT: dict[str, dict[str, Any]] = {
 }
 """Settings of types of peft that cannot do without, or whose own do not fit the model."""
 RATES = {"lora": 5e-4, "peft": 2e-3, "quant": 5e-4}
-OWN_RATES = {**dict.fromkeys(("lora/plus", "lora/lora_ga", "lora/pissa", "lora/pissa_fast"), 1e-4), "lora/olora": 5e-5,
-             "peft/adalora": 1e-2, "peft/prompt_tuning": 3e-2, "peft/p_tuning": 3e-3, "peft/oft": 3e-4, "peft/boft": 3e-4, "peft/ia3": 1e-2,
-             "peft/vera": 1e-2, "peft/road": 3e-3}  # fmt: skip
+OWN_RATES = {
+    **dict.fromkeys(("lora/plus", "lora/lora_ga", "lora/pissa", "lora/pissa_fast"), 1e-4),
+    **{"lora/olora": 5e-5, "peft/adalora": 1e-2, "peft/prompt_tuning": 3e-2, "peft/p_tuning": 3e-3},
+    **{"peft/oft": 3e-4, "peft/boft": 3e-4, "peft/ia3": 1e-2, "peft/vera": 1e-2, "peft/road": 3e-3},
+}
+"""Of those that want another."""
 
 
 def names() -> list[str]:
