@@ -9,24 +9,19 @@ import torch
 from torch import nn
 
 import luthier.optim
+from config_trainers import trainer_of
 from luthier.cli.main import main
 from luthier.config.plugins import describe, load_plugin
-from luthier.config.tree import Config
 from luthier.models.activations.levels import Level
 from luthier.models.activations.plan import Option, peak_per_token
 from luthier.models.fused.check import LOOKED_AT, _gradients
 from luthier.models.fused.layer import FusedLayer
-from luthier.models.load import load_tokenizer
 from luthier.models.lora import LoraLinear
 from luthier.models.quantised.load import quantised
 from luthier.optim.stepper import Stepper
-from luthier.parallel.cluster import Cluster
 from luthier.plan.memory import Kept, Sizes, kept_at_peak, peak_of
-from luthier.training.build import build_data, build_trainer
 from luthier.training.living import most_alive, update_bytes
-from luthier.training.loop import Trainer
 from luthier.training.sketch import sketch
-from luthier.training.template import build_template
 from tiny_runs import tiny_config
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -38,15 +33,6 @@ RUNS: dict[str, dict[str, Any]] = {
     "QLoRA": {"lora": {"dropout": 0.0}, "quant": "nf4"},
     "int8": {"lora": {"dropout": 0.0}, "quant": "int8"},
 }
-
-
-def trainer_of(config: Config, folder: Path) -> Trainer:
-    tokenizer = load_tokenizer(config.model.name)
-    cluster = Cluster()
-    data = build_data(
-        config, tokenizer, build_template(config, tokenizer), cluster, lambda line: None, folder
-    )
-    return build_trainer(config, data, cluster, lambda line: None)[0]
 
 
 def fused_layers(model: nn.Module) -> list[FusedLayer]:

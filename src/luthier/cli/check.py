@@ -189,6 +189,8 @@ def _weights(config: Config) -> str:
     begun = f", started by {lora.init}" if lora.init != "kaiming" else ""
     kind = "DoRA" if lora.dora else "LoRA"
     stored = f"; all else frozen in {_named(config.quant.name, config.quant.options)}" if config.quant else ""
+    if config.quant and config.quant.embeddings:
+        stored += f", embeddings and head in {config.quant.embeddings}"
     return f"{kind} of rank {lora.rank}, alpha {alpha:g}, on {target}{layers}{begun}{extra}{stored}{rounded}"
 
 

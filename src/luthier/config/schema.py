@@ -30,8 +30,11 @@ def _add_plugins(schema: Schema, section: str) -> None:
     plugins = known_plugins()[section]
     base = schema["$defs"][_class_name(section)]
     default = base["properties"]["name"]["default"]
+    own: Schema = {"type": "string", "pattern": r"\.py$"}
+    if (second := base["properties"].get("embeddings")) is not None:  # one more scheme, by its name alone
+        anyone: Schema = {"anyOf": [{"enum": list(plugins)}, own], "description": second["description"]}
+        base["properties"]["embeddings"] = anyone
     variants = [_variant(base, name, described, default) for name, described in plugins.items()]
-    own = {"type": "string", "pattern": r"\.py$"}
     path = own | {"description": base["properties"]["name"]["description"]}
     variants.append({**_closed(base, {"name": path}), "required": ["name"], "additionalProperties": True})
     if section == "method":  # which may be given by its name alone

@@ -18,7 +18,7 @@ from luthier.config.optim_section import OptimSection, ScheduleSection
 from luthier.config.peft_section import PeftSection
 from luthier.config.problems import Problem, impossible
 from luthier.config.qat_section import QatSection, qat_clashes
-from luthier.config.quant_section import QuantSection
+from luthier.config.quant_section import QuantSection, tables_clash
 from luthier.config.reference_section import ReferenceSection
 from luthier.config.section import Positive, Section, Text
 from luthier.config.teacher_section import TeacherSection
@@ -357,6 +357,8 @@ class Config(Section):
                 "are tuned; add the section lora (`lora: {}`), or leave out quant"
             )
             problems.append(Problem("quant", text))
+        if self.quant:
+            problems += tables_clash(self.quant, self.model.new_tokens, self.peft)
         if self.has_adapter:
             section = "lora" if self.lora else "peft"
             problems += beside_adapters(section, self.tune, in_backward=self.train.optimizer_in_backward)

@@ -39,6 +39,7 @@ from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weigh
 from luthier.models.planned_tokens import rows_needed
 from luthier.models.quantised.load import Quantisation, names_to_store, open_all
 from luthier.models.quantised.packed import quantisation_on_disk
+from luthier.models.quantised.tables import table_names
 from luthier.models.quantised.unpack import plain_beside
 from luthier.runs.atomic import atomic_folder, check_room
 
@@ -125,9 +126,7 @@ def merge_to_folder(
     if plan.experts:
         _merge_loaded(base_folder, adapter_folder, out, quantisation)
         return
-    stored = names_to_store(skeleton, quantisation) if quantisation else set()
-    scheme = quantisation.scheme if quantisation else None
-    plain = {f"{name}.weight": scheme for name in stored}
+    plain = _stored_weights(skeleton, quantisation) if quantisation is not None else {}
     outputs, cut = _outputs(skeleton, plan, shards, base_folder, num_rows(skeleton) > before, plain)
     check_room(out, _size(shards))
     with atomic_folder(out, replace=False) as partial:
@@ -143,6 +142,14 @@ def merge_to_folder(
             if progress is not None:
                 progress(done, len(shards), shard.name)
         _write_index(base_folder, partial, added)
+
+
+def _stored_weights(model: PreTrainedModel, how: Quantisation) -> dict[str, Scheme]:
+    """The weights that are stored so, by name, and how; a weight under each of the names that share it."""
+    found = {f"{name}.weight": how.scheme for name in names_to_store(model, how)}
+    if how.tables is not None:
+        found |= {f"{name}.weight": how.tables for name in table_names(model, how.stays)}
+    return found
 
 
 def _merge_loaded(base: Path, adapter: Path, out: Path, quantisation: Quantisation | None) -> None:
@@ -197,7 +204,7 @@ def _outputs(
     shards: Mapping[Path, list[str]],
     folder: Path,
     grown: bool,
-    stored: Mapping[str, Scheme | None],
+    stored: Mapping[str, Scheme],
 ) -> tuple[dict[str, list[Output]], bool]:
     """What is made from each tensor of the base (the others are copied), and whether a tie is cut."""
     on_disk = checkpoint_names(model, [name for names in shards.values() for name in names])

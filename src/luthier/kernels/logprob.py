@@ -19,7 +19,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels import softmax_gradient
-from luthier.kernels.head import Gradients, chunk_memory, chunk_rows, chunks, raw_logits, wide
+from luthier.kernels.head import (
+    Gradients,
+    HeadWeight,
+    chunk_memory,
+    chunk_rows,
+    chunks,
+    raw_logits,
+    remember,
+    remembered,
+    wide,
+)
 from luthier.kernels.softmax_gradient import LogitShape
 
 
@@ -33,7 +43,7 @@ def reference(
 
 def token_logprobs(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     target_N: Tensor,
     shape: LogitShape | None = None,
@@ -46,7 +56,7 @@ def token_logprobs(
 
 def linear_loss(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     target_N: Tensor,
     coefficient_N: Tensor,
@@ -65,7 +75,7 @@ class _TokenLogprobs(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        weight_VD: Tensor,
+        weight_VD: HeadWeight,
         bias_V: Tensor | None,
         target_N: Tensor,
         shape: LogitShape,
@@ -76,13 +86,13 @@ class _TokenLogprobs(torch.autograd.Function):
         for rows in chunks(len(target_N), chunk):
             logits_CV = raw_logits(hidden_ND[rows], weight_VD, bias_V, memory_CV)
             logp_N[rows], logz_N[rows] = softmax_gradient.forward(logits_CV, target_N[rows], shape)
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, logz_N)
+        remember(ctx, hidden_ND, weight_VD, bias_V, target_N, logz_N)
         ctx.shape, ctx.chunk = shape, chunk
         return logp_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, target_N, logz_N = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, logz_N = remembered(ctx)
         total = Gradients(ctx.needs_input_grad, hidden_ND, weight_VD, bias_V)
         memory_CV = chunk_memory(hidden_ND, weight_VD, ctx.chunk)
         for rows in chunks(len(target_N), ctx.chunk):
@@ -99,7 +109,7 @@ class _LinearLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        weight_VD: Tensor,
+        weight_VD: HeadWeight,
         bias_V: Tensor | None,
         target_N: Tensor,
         coefficient_N: Tensor,

@@ -8,14 +8,14 @@ Shape suffixes: N predictions, D hidden size, V vocabulary, C predictions of one
 import torch
 from torch import Tensor
 
-from luthier.kernels.head import chunk_memory, chunk_rows, chunks, raw_logits
+from luthier.kernels.head import HeadWeight, chunk_memory, chunk_rows, chunks, raw_logits
 from luthier.kernels.softmax_gradient import LogitShape
 
 
 @torch.no_grad()
 def sampled_targets(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     shape: LogitShape,
     generator: torch.Generator,

@@ -34,7 +34,17 @@ from torch import Tensor
 
 from luthier.kernels import divergence
 from luthier.kernels.divergence import LOWEST, Divergence, Measure, SortedDistance
-from luthier.kernels.head import Gradients, chunk_memory, chunk_rows, chunks, raw_logits, wide
+from luthier.kernels.head import (
+    Gradients,
+    HeadWeight,
+    chunk_memory,
+    chunk_rows,
+    chunks,
+    raw_logits,
+    remember,
+    remembered,
+    wide,
+)
 from luthier.kernels.softmax_gradient import LogitShape
 
 # Elements of a block that is widened to fp32 at once; its few temporaries stay in a CPU's last-level cache.
@@ -48,7 +58,7 @@ class TeacherHead:
     """A teacher's hidden states [N, D], output embedding [V, D], bias [V] and shape of logits."""
 
     hidden_ND: Tensor
-    weight_VD: Tensor
+    weight_VD: HeadWeight
     bias_V: Tensor | None = None
     shape: LogitShape = PLAIN
 
@@ -147,7 +157,7 @@ def of_logits(
 
 def token_divergence(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     target_N: Tensor,
     teacher: Teacher,
@@ -163,7 +173,7 @@ def token_divergence(
 
 def linear_loss(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     target_N: Tensor,
     teacher: Teacher,
@@ -190,7 +200,7 @@ class _Work:
     chunk: int
 
     def chunks(
-        self, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None
+        self, hidden_ND: Tensor, weight_VD: HeadWeight, bias_V: Tensor | None
     ) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
         """Each chunk's rows, and the raw logits of student and teacher (none of a teacher that is known)."""
         memory_CV, theirs = chunk_memory(hidden_ND, weight_VD, self.chunk), []
@@ -285,21 +295,21 @@ class _Block:
 class _TokenDivergence(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, work: _Work
+        ctx: Any, hidden_ND: Tensor, weight_VD: HeadWeight, bias_V: Tensor | None, work: _Work
     ) -> tuple[Tensor, Tensor]:
         logz_N3 = hidden_ND.new_empty(len(work.target_N), 3, dtype=wide(hidden_ND))
         logp_N, div_N = torch.empty_like(logz_N3[:, 0]), torch.empty_like(logz_N3[:, 0])
         for rows, student_CV, teacher_CV in work.chunks(hidden_ND, weight_VD, bias_V):
             for block in work.blocks(rows, student_CV, teacher_CV, logz_N3, known=False):
                 logp_N[block.rows], div_N[block.rows] = block.values()
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, logz_N3)
+        remember(ctx, hidden_ND, weight_VD, bias_V, logz_N3)
         ctx.work = work
         ctx.set_materialize_grads(False)
         return logp_N, div_N
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, logz_N3 = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, logz_N3 = remembered(ctx)
         total = Gradients(ctx.needs_input_grad, hidden_ND, weight_VD, bias_V)
         for rows, student_CV, teacher_CV in ctx.work.chunks(hidden_ND, weight_VD, bias_V):
             for block in ctx.work.blocks(rows, student_CV, teacher_CV, logz_N3, known=True):
@@ -313,7 +323,7 @@ class _LinearLoss(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        weight_VD: Tensor,
+        weight_VD: HeadWeight,
         bias_V: Tensor | None,
         work: _Work,
         of_logp_N: Tensor,

@@ -26,7 +26,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from luthier.kernels import logprob, softmax_gradient
-from luthier.kernels.head import Gradients, chunk_memory, chunk_rows, chunks, raw_logits, wide
+from luthier.kernels.head import (
+    Gradients,
+    HeadWeight,
+    chunk_memory,
+    chunk_rows,
+    chunks,
+    raw_logits,
+    remember,
+    remembered,
+    wide,
+)
 from luthier.kernels.softmax_gradient import LogitShape
 
 Statistic = Literal["logz", "mean_logp", "entropy", "log_squares", "top_entropy", "is_top"]
@@ -58,7 +68,7 @@ def reference(
 
 def token_statistics(
     hidden_ND: Tensor,
-    weight_VD: Tensor,
+    weight_VD: HeadWeight,
     bias_V: Tensor | None,
     target_N: Tensor,
     names: Sequence[Statistic],
@@ -128,7 +138,7 @@ class _TokenStatistics(torch.autograd.Function):
     def forward(
         ctx: Any,
         hidden_ND: Tensor,
-        weight_VD: Tensor,
+        weight_VD: HeadWeight,
         bias_V: Tensor | None,
         target_N: Tensor,
         names: tuple[str, ...],
@@ -151,7 +161,7 @@ class _TokenStatistics(torch.autograd.Function):
         if "logz" in found:
             found["logz"].copy_(logz_N)
         kept = [found[name] for name in ("entropy", "log_squares") if name in found]
-        ctx.save_for_backward(hidden_ND, weight_VD, bias_V, target_N, logz_N, *kept)
+        remember(ctx, hidden_ND, weight_VD, bias_V, target_N, logz_N, *kept)
         ctx.names, ctx.shape, ctx.chunk = names, shape, chunk
         ctx.mark_non_differentiable(*(v for name, v in found.items() if name not in _SMOOTH))
         ctx.set_materialize_grads(False)
@@ -159,7 +169,7 @@ class _TokenStatistics(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden_ND, weight_VD, bias_V, target_N, logz_N, *kept = ctx.saved_tensors
+        hidden_ND, weight_VD, bias_V, target_N, logz_N, *kept = remembered(ctx)
         names = [name for name in ("entropy", "log_squares") if name in ctx.names]
         saved = {"logz": logz_N} | dict(zip(names, kept, strict=True))
         given = {n: g for n, g in zip(ctx.names, grads, strict=True) if g is not None and n in _SMOOTH}

@@ -9,10 +9,12 @@ from transformers import PreTrainedModel
 
 from luthier.kernels import teacher as teachers
 from luthier.kernels.divergence import Measure
+from luthier.kernels.head import HeadWeight
 from luthier.kernels.logprob import LogitShape, linear_loss, token_logprobs
 from luthier.kernels.teacher import Teacher
 from luthier.kernels.token_statistics import Statistic, token_statistics
 from luthier.models.lora import LoraLinear
+from luthier.models.quantised.embeddings import StoredHead
 from luthier.models.token_rows import TokenRows
 
 # Names under which configurations say that logits are multiplied, or divided, by a constant. Some families
@@ -28,7 +30,7 @@ class OutputHead:
     def __init__(self, model: PreTrainedModel, shape: LogitShape):
         self.model, self.shape = model, shape
 
-    def inputs(self, hidden_ND: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def inputs(self, hidden_ND: Tensor) -> tuple[Tensor, HeadWeight, Tensor | None]:
         """Hidden states, weight [V, D] and bias of the output embedding, whose product are the raw logits.
 
         An adapter on the head widens the first two by its rank, or by the number of its tokens: folded into a 16-bit
@@ -38,6 +40,8 @@ class OutputHead:
         assert isinstance(head, nn.Module)
         if isinstance(head, LoraLinear | TokenRows):
             return *head.widened(hidden_ND), head.bias
+        if isinstance(head, StoredHead):
+            return hidden_ND.to(head.dtype), head.decoded, head.bias
         weight, bias = head.weight, getattr(head, "bias", None)
         assert isinstance(weight, Tensor) and (bias is None or isinstance(bias, Tensor))
         return hidden_ND.to(weight.dtype), weight, bias

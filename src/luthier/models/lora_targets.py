@@ -12,7 +12,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from luthier.errors import ModelError
+from luthier.models.quantised.embeddings import StoredEmbedding, StoredHead
 from luthier.models.quantised.linear import QuantLinear
+from luthier.models.quantised.weight import StoredWeight
 from luthier.models.rounded.linear import RoundedLinear
 
 Matcher = Callable[[str, str], bool]
@@ -90,7 +92,9 @@ def match_targets(model: nn.Module, target: str | Sequence[str], saved: Sequence
     embeddings = input_embeddings(model)
     modules = {name: model.get_submodule(name) for name in free}
     faults = [
-        _not_linear(model, n) for n, one in modules.items() if not is_linear(one) and one is not embeddings
+        _stored(n) if isinstance(one, StoredEmbedding | StoredHead) else _not_linear(model, n)
+        for n, one in modules.items()
+        if isinstance(one, StoredEmbedding) or not (is_linear(one) or one is embeddings)
     ]
     if faults:
         raise ModelError(
@@ -194,7 +198,7 @@ def _sharing(model: nn.Module, names: Sequence[str]) -> list[str]:
 
 def _not_trainable(name: str, module: nn.Module) -> str | None:
     kind = type(module).__name__
-    if isinstance(module, QuantLinear) or any(isinstance(part, QuantLinear) for part in module.modules()):
+    if any(isinstance(part, StoredWeight) for part in module.modules()):
         return (
             f"lora.modules_to_save: {name} is stored in few bits (section quant), so it cannot be trained whole. "
             "Name it in quant.skip, too."
@@ -215,6 +219,13 @@ def _not_linear(model: nn.Module, name: str) -> str:
     return (
         f"lora.target: {name} is of class {kind}, neither a linear layer nor the input embeddings, which is all that "
         "LoRA adapts. To train it whole, move it to lora.modules_to_save."
+    )
+
+
+def _stored(name: str) -> str:
+    return (
+        f"lora.target: {name} is stored in few bits (quant.embeddings), and adapters are put on embeddings and heads "
+        "that are whole only. Leave it out of lora.target, or name it in quant.skip."
     )
 
 

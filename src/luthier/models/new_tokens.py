@@ -10,13 +10,14 @@ Shape suffixes: V vocabulary, D hidden size, N new tokens.
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from transformers import AddedToken, PreTrainedModel
 
 from luthier.models.lora_targets import input_embeddings, output_embeddings
+from luthier.models.quantised import embeddings
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -129,8 +130,8 @@ def room_for(model: nn.Module, needed: int) -> Iterator[None]:
 
 def num_rows(model: PreTrainedModel) -> int:
     """Rows of the model's embeddings; 0 if it has none that it tells of."""
-    embedding: Any = input_embeddings(model)
-    return 0 if embedding is None else int(embedding.weight.shape[0])
+    embedding = input_embeddings(model)
+    return 0 if embedding is None else embeddings.num_rows(embedding)
 
 
 def rounded_up(needed: int, before: int) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.models.lora_targets import input_embeddings, inside, is_linear, output_embeddings
+from luthier.models.quantised.embeddings import StoredEmbedding, StoredHead
 
 _MULTIPLE = 8
 """GPUs multiply fast where the inner size is a multiple of this."""
@@ -31,10 +32,10 @@ class TokenRows(nn.Module):
         Raises ModelError if the base does something else than a lookup or a product.
         """
         super().__init__()
+        self.scale = scale_of(base)
         weight_VD = base.weight
         assert isinstance(weight_VD, Tensor)
         self.base = base.requires_grad_(False)
-        self.scale = scale_of(base)
         self.enabled = True
         index_N = torch.tensor(list(tokens), device=weight_VD.device)
         place_V = torch.full((len(weight_VD),), -1, device=weight_VD.device)
@@ -138,6 +139,11 @@ def token_holders(model: nn.Module, saved: Iterable[str], adapted: Iterable[str]
 
 def scale_of(base: nn.Module) -> float:
     """What a head, or an embedding, multiplies its rows by. Raises ModelError if it does more than that."""
+    if isinstance(base, StoredEmbedding | StoredHead):
+        raise ModelError(
+            "the embeddings and the head of this model are stored in few bits (quant.embeddings), so there can be no "
+            "rows or adapters of their own beside them. Leave quant.embeddings out."
+        )
     weight_VD = base.weight
     assert isinstance(weight_VD, Tensor)
     scale = float(getattr(base, "embed_scale", 1.0))

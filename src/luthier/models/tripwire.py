@@ -19,6 +19,7 @@ from luthier.kernels.attention import Forest
 from luthier.kernels.logprob import LogitShape
 from luthier.models.heads import possible_shapes
 from luthier.models.policy import Layout, Policy
+from luthier.models.quantised.embeddings import num_rows
 
 
 @dataclass(frozen=True)
@@ -169,7 +170,9 @@ def _wrong_view(policy: Policy, batch: Batch) -> str | None:
 
 def probe(model: PreTrainedModel) -> Batch:
     """Two documents and a prompt with two answers, of random tokens; short, as the rest of the job waits."""
-    vocabulary: int = model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportAssignmentType, reportIndexIssue]
+    embedding = model.get_input_embeddings()
+    assert isinstance(embedding, torch.nn.Module)
+    vocabulary = num_rows(embedding)
     draw = np.random.default_rng(0)
 
     def segment(length: int, parent: int = -1) -> Segment:

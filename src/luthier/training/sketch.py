@@ -16,8 +16,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, Pre
 
 from luthier.config.tree import Config
 from luthier.errors import ModelError
+from luthier.kernels.decoded_head import block_rows
 from luthier.kernels.head import most_rows
-from luthier.kernels.quant.base import Scheme, Stored
+from luthier.kernels.quant.base import Scheme, Stored, store
 from luthier.models.activations.levels import Level, Plannable
 from luthier.models.activations.plan import Budget, Correction, choose, options_of
 from luthier.models.device import DTYPES, pick_dtype
@@ -28,8 +29,12 @@ from luthier.models.load import HUB_ID, resolve_model
 from luthier.models.lora import LoraLinear, adapters
 from luthier.models.lora_targets import output_embeddings
 from luthier.models.quantised.chosen import chosen
+from luthier.models.quantised.embeddings import StoredHead
 from luthier.models.quantised.linear import QuantLinear
 from luthier.models.quantised.load import Quantisation, names_to_store, num_weights, quantised
+from luthier.models.quantised.tables import store_tables, stored_tables, table_weights
+from luthier.models.quantised.weight import StoredWeight
+from luthier.models.swap import put
 from luthier.optim.stepper import Stepper
 from luthier.plan.memory import GPU_CONTEXT, Kept, Sizes
 from luthier.training.adapt import adapt
@@ -100,7 +105,7 @@ def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str
         hidden=shape.hidden_size * dtype.itemsize,
         logit=shape.vocab_size * dtype.itemsize,
         most_predictions=most_rows(where, dtype, shape.vocab_size),
-        loading=_loading(bare, dtype),
+        loading=_loading(bare, dtype) if device == "cpu" else 0,  # weights are stored before they go to a GPU
         context=GPU_CONTEXT if device == "cuda" else 0,
     )
     return Sketch(config, fused or _layers(bare, dtype), fixed, tuple(notes))
@@ -132,23 +137,33 @@ def _dtype(config: Config, device: str) -> torch.dtype:
 
 
 class _Shapes(Scheme):
-    """Stands for a scheme where there are no numbers to store."""
+    """Stands for a scheme where there are no numbers to store: as large as that one says."""
+
+    def __init__(self, scheme: Scheme):
+        self.scheme = scheme
+
+    def encode(self, weight_MK: Tensor) -> dict[str, Tensor]:
+        size = round(self.scheme.bits() * weight_MK.numel() / 8)
+        return {"codes": torch.empty(size, dtype=torch.uint8, device="meta")}
 
     def decode(self, parts: Mapping[str, Tensor], out_MK: Tensor) -> Tensor:
         return out_MK
 
+    def why_not(self, num_out: int, num_in: int) -> str | None:
+        return self.scheme.why_not(num_out, num_in)
+
+    def why_no_rows(self, num_in: int) -> str | None:
+        return self.scheme.why_no_rows(num_in)
+
 
 def _store(model: PreTrainedModel, quantisation: Quantisation) -> None:
-    """Puts stored layers, as large as the scheme says, where they will be."""
+    """Puts stored layers, embeddings and head, as large as the schemes say, where they will be."""
     for name in sorted(names_to_store(model, quantisation)):
         plain = model.get_submodule(name)
         assert isinstance(plain, nn.Linear)
-        shape = plain.out_features, plain.in_features
-        size = round(quantisation.scheme.bits() * shape[0] * shape[1] / 8)
-        parts = {"codes": torch.empty(size, dtype=torch.uint8, device="meta")}
-        parent, _, leaf = name.rpartition(".")
-        stored = QuantLinear(Stored(_Shapes(), parts, shape, plain.weight.dtype), plain.bias)
-        setattr(model.get_submodule(parent), leaf, stored)
+        put(model, name, QuantLinear(store(_Shapes(quantisation.scheme), plain.weight), plain.bias))
+    if quantisation.tables is not None:
+        store_tables(model, _Shapes(quantisation.tables), quantisation.tables_name, quantisation.stays)
 
 
 def _started_plainly(config: Config) -> Config:
@@ -208,7 +223,8 @@ def _levels(
 
 def _weights(model: PreTrainedModel, fused: Sequence[FusedLayer]) -> dict[str, int]:
     """Stored, frozen and decoded weights."""
-    stored = sum(module.stored.num_bytes for module in quantised(model).values())
+    few_bits = [*quantised(model).values(), *table_weights(model)]
+    stored = sum(module.stored.num_bytes for module in few_bits)
     frozen = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     frozen += sum(b.numel() * b.element_size() for m in _besides(model) for b in m.buffers(recurse=False))
     tails, largest = 0, 0
@@ -219,12 +235,14 @@ def _weights(model: PreTrainedModel, fused: Sequence[FusedLayer]) -> dict[str, i
             largest = max(largest, whole * weights[0].dtype.itemsize)
         elif linears.spare:
             tails += (whole - linears.num_out * linears.num_in) * weights[0].dtype.itemsize
-    return {"stored": stored, "frozen": frozen + tails, "decoded": largest}
+    heads = [one.table for one in stored_tables(model).values() if isinstance(one, StoredHead)]
+    of_head = sum(block_rows(one.shape, one.dtype) * one.shape[1] * one.dtype.itemsize for one in heads)
+    return {"stored": stored, "frozen": frozen + tails, "decoded": largest + of_head}
 
 
 def _besides(model: PreTrainedModel) -> list[nn.Module]:
     """Modules whose buffers are not parts of stored weights."""
-    return [module for module in model.modules() if not isinstance(module, QuantLinear)]
+    return [module for module in model.modules() if not isinstance(module, StoredWeight)]
 
 
 def _groups(half: Half) -> tuple[Any, Any]:
@@ -274,7 +292,9 @@ def _buffers(fused: Sequence[FusedLayer], again: bool) -> int:
 
 
 def _loading(model: PreTrainedModel, dtype: torch.dtype) -> int:
-    """The largest weight as it is read and, where it is stored, what encoding takes beside it."""
+    """The largest weight as it is read and, where it is stored, what encoding takes beside it. Embeddings and head are
+    read as a whole before they are stored."""
     stored = [m.in_features * m.out_features for m in quantised(model).values()]
     plain = [p.numel() for p in model.parameters()]
-    return max(max(stored, default=0) * 4, max(plain, default=0) * dtype.itemsize)
+    tables = sum(one.shape[0] * one.shape[1] for one in table_weights(model))
+    return max(max(stored, default=0) * 4, max(plain, default=0) * dtype.itemsize, tables * dtype.itemsize)

@@ -3,10 +3,11 @@
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 
 from luthier.kernels import nf4
-from luthier.kernels.quant.base import Scheme
+from luthier.kernels.quant.base import Scheme, rows_of_part
 
 Block = Literal[32, 64, 128, 256, 512, 1024]
 
@@ -33,7 +34,7 @@ class FourBits(Scheme):
 
     def decode(self, parts: Mapping[str, Tensor], out_MK: Tensor) -> Tensor:
         nested = None
-        if self.double:
+        if "absmax_table" in parts:
             nested = nf4.Nested(parts["absmax_table"], parts["absmax_scale"], parts["absmax_mean"])
         num_out, num_in = out_MK.shape
         packed = nf4.Packed(
@@ -46,6 +47,24 @@ class FourBits(Scheme):
             self.block,
         )
         return nf4.dequantize(packed, out_MK)
+
+    def rows(self, parts: Mapping[str, Tensor], index: slice | Tensor, num_out: int) -> dict[str, Tensor]:
+        """Scales that are stored in 8 bits are decoded, for they lie in blocks of their own that rows cut."""
+        codes = rows_of_part(parts["codes"], index, num_out)
+        absmax = rows_of_part(parts["absmax"], index, num_out)
+        if "absmax_table" in parts:
+            per_row = len(parts["absmax"]) // num_out
+            if isinstance(index, slice):
+                index = torch.arange(*index.indices(num_out), device=absmax.device)
+            number_NG = index[:, None] * per_row + torch.arange(per_row, device=absmax.device)
+            scale = parts["absmax_scale"][number_NG.flatten() // nf4.NESTED_BLOCK]
+            absmax = parts["absmax_table"][absmax.long()] * scale + parts["absmax_mean"]
+        return {"codes": codes, "absmax": absmax, "table": parts["table"]}
+
+    def why_no_rows(self, num_in: int) -> str | None:
+        return (
+            f"rows of {num_in} weights hold no whole blocks of {self.block}" if num_in % self.block else None
+        )
 
     def error(self) -> float:
         return self.most_error

@@ -47,6 +47,17 @@ class Scheme:
         """Why a weight of this shape cannot be stored so, in a few words; None if it can."""
         return None
 
+    def why_no_rows(self, num_in: int) -> str | None:
+        """Why single rows of so many weights cannot be decoded apart (`rows`), in a few words; None if they can."""
+        return None
+
+    def rows(self, parts: Mapping[str, Tensor], index: slice | Tensor, num_out: int) -> dict[str, Tensor]:
+        """The parts of some rows of a weight that has `num_out` of them, from which these rows decode to the same bits.
+
+        `index`: a slice, whose parts are views, or numbers of rows [N]. Here all parts belong to rows.
+        """
+        return {name: rows_of_part(part, index, num_out) for name, part in parts.items()}
+
 
 @dataclass(frozen=True)
 class Stored:
@@ -67,6 +78,12 @@ class Stored:
     def weight(self) -> Tensor:
         """The decoded weight, a new tensor."""
         return self.write(torch.empty(self.shape, dtype=self.dtype, device=self.device))
+
+    def rows(self, index: slice | Tensor) -> "Stored":
+        """Some of its rows, stored: those of a slice, which share memory with it, or those numbered in [N]."""
+        parts = self.scheme.rows(self.parts, index, self.shape[0])
+        places = range(*index.indices(self.shape[0])) if isinstance(index, slice) else index
+        return Stored(self.scheme, parts, (len(places), self.shape[1]), self.dtype)
 
     @property
     def device(self) -> torch.device:
@@ -97,3 +114,13 @@ def row_chunks(weight_MK: Tensor) -> Iterator[slice]:
     step = max(1, CHUNK // max(1, weight_MK.shape[1]))
     for start in range(0, len(weight_MK), step):
         yield slice(start, start + step)
+
+
+def rows_of_part(part: Tensor, index: slice | Tensor, num_out: int) -> Tensor:
+    """What of a part belongs to some rows, where all of it belongs to rows in their order."""
+    each = part.unflatten(0, (num_out, -1))
+    if isinstance(index, slice):
+        return each[index].flatten(0, 1)
+    if part.element_size() == 1 and part.is_floating_point():  # torch gathers no 8-bit floats
+        return each.view(torch.uint8).index_select(0, index).flatten(0, 1).view(part.dtype)
+    return each.index_select(0, index).flatten(0, 1)

@@ -49,6 +49,9 @@ class FP8(Scheme):
     def bits(self) -> float:
         return 8.0
 
+    def why_no_rows(self, num_in: int) -> str | None:
+        return f"rows share scales in squares of {self.block}" if self.block is not None else None
+
     def _chunks(self, weight_MK: Tensor) -> list[slice]:
         """Rows, as many at once as a chunk has room for, and whole blocks of them."""
         if self.block is None:

@@ -21,6 +21,7 @@ from luthier.data.batch import Batch, Example, Segment, collate
 from luthier.models.activations.levels import Level, Plannable
 from luthier.models.activations.offload import HostStore, offloading
 from luthier.models.policy import Policy
+from luthier.models.quantised.embeddings import num_rows
 from luthier.models.quantised.linear import QuantLinear
 
 DOCUMENT = 32  # tokens of each of the two documents that a model is probed with
@@ -185,7 +186,7 @@ def measure(policy: Policy, layers: Sequence[nn.Module]) -> list[tuple[int, int]
     counter = _Counter(layers, {tensor.untyped_storage().data_ptr() for tensor in there})
     device = there[0].device
     embedding: Any = policy.model.get_input_embeddings()
-    batch = _probe(embedding.weight.shape[0]).to(device)
+    batch = _probe(num_rows(embedding)).to(device)
     was_training = {module: module.training for module in policy.modules()}
     try:
         policy.train()

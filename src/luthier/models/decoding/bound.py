@@ -21,6 +21,7 @@ from luthier.models.families._common import describers, norm_eps
 from luthier.models.fused import parts
 from luthier.models.lora import LoraLinear, WholeModule
 from luthier.models.peft_adapters.held import is_of_peft
+from luthier.models.quantised.embeddings import StoredHead
 from luthier.models.quantised.linear import QuantLinear
 from luthier.models.rounded.linear import RoundedLinear
 from luthier.models.token_rows import TokenRows
@@ -224,6 +225,8 @@ def _linear(name: str, module: Any) -> BoundLinear:
     """The layer's weights, and its adapter's if it has one that is switched on."""
     if isinstance(module, WholeModule | TokenRows):
         return BoundLinear(module.weight.detach(), None if module.bias is None else module.bias.detach())
+    if isinstance(module, StoredHead):
+        return BoundLinear(module.table.stored, None if module.bias is None else module.bias.detach())
     base: Any = module.root if isinstance(module, LoraLinear) else module
     plain = type(base) in (QuantLinear, RoundedLinear, nn.Linear)
     if not plain or "forward" in vars(base) or base._forward_hooks:

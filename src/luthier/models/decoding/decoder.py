@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from luthier.kernels import native
+from luthier.kernels.decoded_head import block_rows, parts_of
 from luthier.kernels.logprob import LogitShape
+from luthier.kernels.quant.base import Stored as Weight
 from luthier.kernels.workspace import Workspace
 from luthier.models.decoding.attend import Attention, Reading, Stepping
-from luthier.models.decoding.bound import BoundModel
+from luthier.models.decoding.bound import BoundLinear, BoundModel
 from luthier.models.decoding.cache import BlockCache, Stored, table
 from luthier.models.decoding.layer import linear, run_layer
 
@@ -107,12 +109,23 @@ class BlockDecoder:
         head = self._bound.head
         normed_BK = self._bound.norm(hidden_BK).to(self._dtype)
         logits_BV = self._workspace.take("logits", len(hidden_BK), head.num_out, like=normed_BK)
-        linear(normed_BK, head, logits_BV, self._workspace)
+        for part, rows in _some_rows(head):
+            linear(normed_BK, rows, logits_BV[:, part], self._workspace)
         if self._shape.scale != 1:
             logits_BV *= self._shape.scale
         if (cap := self._shape.softcap) is not None:
             logits_BV.div_(cap).tanh_().mul_(cap)
         return logits_BV
+
+
+def _some_rows(head: BoundLinear) -> Iterator[tuple[slice, BoundLinear]]:
+    """The head; of one that is stored in few bits, as many rows at once as may be decoded, and their place."""
+    whole = head.weight_NK
+    if not isinstance(whole, Weight):
+        yield slice(0, head.num_out), head
+        return
+    for part, weight in parts_of(whole, block_rows(whole.shape, whole.dtype)):
+        yield part, BoundLinear(weight, None if head.bias_N is None else head.bias_N[part])
 
 
 def _portions(tokens: Sequence[Sequence[int]]) -> Iterator[slice]:

@@ -20,7 +20,11 @@ def chosen(config: Config) -> Quantisation | None:
         ConfigError: there is no such scheme, or options that do not go together.
     """
     section = config.quant
-    return None if section is None else replace(named(config, section), products=section.products)
+    if section is None:
+        return None
+    tables = section.embeddings
+    how = replace(named(config, section), products=section.products, tables_name=tables or "")
+    return how if tables is None else replace(how, tables=load_plugin(luthier.kernels.quant, tables)())
 
 
 def named(config: Config, section: QuantSection | QatSection) -> Quantisation:

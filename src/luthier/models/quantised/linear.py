@@ -7,7 +7,6 @@ Where products stay in 8 bits (`quant.products`), it is never decoded while it i
 Shape suffixes: K inputs, M outputs, N rows.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,42 +17,25 @@ from torch.autograd.function import once_differentiable
 from luthier.kernels import eight_bits
 from luthier.kernels.quant.base import Stored
 from luthier.kernels.workspace import Workspace
+from luthier.models.quantised.weight import StoredWeight
 
-PREFIX = "stored_"
 
-
-class QuantLinear(nn.Module):
+class QuantLinear(StoredWeight):
     """Takes the place of an `nn.Linear`. The parts of the weight are buffers; its bias stays what it was."""
 
     def __init__(self, stored: Stored, bias: nn.Parameter | None = None):
-        super().__init__()
-        self._parts = dict(stored.parts)
-        self.stored = Stored(stored.scheme, self._parts, stored.shape, stored.dtype)
-        """The weight as it is stored; follows the buffers when they are moved."""
-        self.out_features, self.in_features = self.shape = stored.shape
-        self.dtype = stored.dtype
-        for name, part in stored.parts.items():
-            self.register_buffer(PREFIX + name, part)
+        super().__init__(stored)
+        self.out_features, self.in_features = stored.shape
         self.bias = bias
         self.eight_bits = False
         """Whether products with the weight stay in 8 bits (kernels/eight_bits.py) where gradients are made."""
         self.scratch = Workspace()
         """Where the weight is decoded for a product; one for all layers of a model."""
 
-    @property
-    def weight(self) -> Tensor:
-        """The decoded weight [M, K], a new tensor each time."""
-        return self.stored.weight()
-
     def decoded(self, like: Tensor) -> Tensor:
         """The decoded weight in the dtype of `like`, valid until the next layer decodes its own."""
         empty = torch.empty(0, dtype=self.dtype, device=self.device)
         return self.stored.write(self.scratch.take("decoded", *self.shape, like=empty)).to(like.dtype)
-
-    @property
-    def device(self) -> torch.device:
-        """Where it computes."""
-        return self.stored.device
 
     def forward(self, x: Tensor) -> Tensor:
         y = _Product.apply(x, self, self.eight_bits and (self.training or torch.is_grad_enabled()))
@@ -69,15 +51,6 @@ class QuantLinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, {self.stored.scheme}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantLinear":
-        """Moves the parts, but never changes their types: codes and scales mean nothing in another one."""
-        super()._apply(fn, recurse)
-        for name, part in self._parts.items():
-            if (moved := self.get_buffer(PREFIX + name)).dtype != part.dtype:
-                moved = self._buffers[PREFIX + name] = part.to(moved.device)
-            self._parts[name] = moved
-        return self
 
 
 class _Product(torch.autograd.Function):

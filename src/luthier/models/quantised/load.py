@@ -4,6 +4,7 @@ transformers builds the model, renames and joins its tensors; its own extension 
 over as soon as it is read. So there is never more of the model in 16 bits than one weight.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from luthier.models.quantised.as_they_are import AsTheyAre, Source, stand_ins
 from luthier.models.quantised.linear import QuantLinear
 from luthier.models.quantised.packed import KEYS, PackedModel, packed_model, quantisation_on_disk
 from luthier.models.quantised.reader import lazy_tensors
+from luthier.models.quantised.tables import check_tables, open_tables, store_tables, table_weights
 
 HEADS = ("score", "classifier")
 """What transformers calls heads that score; they stay as they are, like the one that makes logits."""
@@ -48,12 +50,22 @@ class Quantisation:
     """Modules that stay because they are trained whole, if there are such."""
     products: bool = False
     """Whether products with stored weights stay in 8 bits."""
+    tables: Scheme | None = None
+    """How embeddings and head are stored; None: not at all."""
+    tables_name: str = ""
+    """Of that scheme, for people."""
+
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """Embeddings and heads that are not stored by name."""
+        return (*self.skip, *self.whole)
 
 
 def load_quantised(
     auto: Any, folder: Path, dtype: torch.dtype, how: Quantisation | PackedModel, config: Any = None
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
-    """The model in `folder` with its linear layers stored, except the one that makes logits, and what loading found.
+    """The model in `folder` with its linear layers stored, and what loading found. Embeddings and the layer that makes
+    logits are stored only if `how` says so.
 
     Args:
         auto: the class of transformers that makes the model, such as AutoModelForCausalLM.
@@ -88,6 +100,8 @@ def load_quantised(
         if model.can_generate() and (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder, local_files_only=True)
     _forget_quantizer(model)
+    if isinstance(how, Quantisation) and how.tables is not None:
+        store_tables(model, how.tables, how.tables_name, how.stays)
     scratch = Workspace()
     name, products = ("", False) if isinstance(how, PackedModel) else (how.name, how.products)
     for module in quantised(model).values():
@@ -124,11 +138,13 @@ def open_all(model: nn.Module) -> None:
     for name, module in quantised(model).items():
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, module.opened())
+    open_tables(model)
 
 
 def num_weights(model: nn.Module) -> int:
     """Weights of the model, stored ones included."""
-    stored = sum(module.in_features * module.out_features for module in quantised(model).values())
+    weights = [*quantised(model).values(), *table_weights(model)]
+    stored = sum(module.shape[0] * module.shape[1] for module in weights)
     return stored + sum(parameter.numel() for parameter in model.parameters())
 
 
@@ -137,12 +153,19 @@ def storage_note(model: nn.Module, name: str) -> str:
     stored = [module.stored for module in quantised(model).values()]
     if not stored:
         return ""
-    weights, taken = sum(s.shape[0] * s.shape[1] for s in stored), sum(s.num_bytes for s in stored)
     rest = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
+    tables = [table.stored for table in table_weights(model)]
     return (
-        f"{name}: {weights:,} weights of {len(stored)} linear layers in {8 * taken / weights:.2f} bits each, "
-        f"{taken / 2**20:,.0f} MiB; embeddings, norms and what else stays take {rest / 2**20:,.0f} MiB"
+        f"{name}: {_taken(stored, f' of {len(stored)} linear layers')}; "
+        + (f"embeddings and head: {_taken(tables)}; norms" if tables else "embeddings, norms")
+        + f" and what else stays take {rest / 2**20:,.0f} MiB"
     )
+
+
+def _taken(stored: Sequence[Stored], of: str = "") -> str:
+    """How many weights these are and what they take."""
+    weights, taken = sum(s.shape[0] * s.shape[1] for s in stored), sum(s.num_bytes for s in stored)
+    return f"{weights:,} weights{of} in {8 * taken / weights:.2f} bits each, {taken / 2**20:,.0f} MiB"
 
 
 def names_to_store(model: nn.Module, quantisation: Quantisation, section: str = "quant") -> set[str]:
@@ -175,7 +198,14 @@ class _Chosen:
         self.quantisation = quantisation
 
     def names(self, model: nn.Module) -> set[str]:
-        return names_to_store(model, self.quantisation)
+        how = self.quantisation
+        if how.tables is not None:
+            try:
+                check_tables(model, how.tables, how.tables_name, how.stays)
+            except ModelError as error:
+                self.fault = error
+                raise
+        return names_to_store(model, how)
 
     def stored(self, value: Tensor) -> Stored:
         return store(self.quantisation.scheme, value)
