@@ -58,6 +58,9 @@ SETTINGS = {
     "135m lora 512": _setting("135m", 512, lora=LORA),
     "135m lora 2048": _setting("135m", 2048, lora=LORA),
     "135m qlora nf4 512": _setting("135m", 512, lora=LORA, quant="nf4"),
+    "135m qlora nf4 embeddings 512": _setting(
+        "135m", 512, lora=LORA, quant={"name": "nf4", "embeddings": "nf4"}
+    ),
     "135m qlora nf4 2048": _setting("135m", 2048, lora=LORA, quant="nf4"),
     "135m qlora int8 512": _setting("135m", 512, lora=LORA, quant="int8"),
     "310m qlora nf4 512 recompute": _setting(
@@ -179,15 +182,29 @@ def child(setting: dict[str, Any], folder: Path) -> dict[str, Any]:
     with watch.phase("built"):
         trainer, _, notes = build_trainer(config, data, cluster, told.append)
     after = held()
+    base = base_bytes(trainer.policy.model)
     with watch.phase("trained"):
         trainer.run()
     found = {"begun": watch.begun, "phases": watch.phases, "seconds": time.perf_counter() - begun}
+    found |= base
     found["between"] = {name: size - watch.begun[name] for name, size in after.items()}
     levels = trainer.learner.activations.plan.levels
     assert len(set(levels)) == 1, "the machine has room for one level in all layers"
     forecast = peak_of(sketch(config).sizes(levels[0]), setting["tokens"])
     found |= {"predicted": forecast.parts, "loading": forecast.loading, "total": forecast.total}
     return found | {"notes": [*notes, *told]}
+
+
+def base_bytes(model: Any) -> dict[str, int]:
+    """How many weights the base has, and the bytes of what they are stored in and of those that stay as they are."""
+    from luthier.models.quantised.weight import StoredWeight
+
+    stored = [module.stored for module in model.modules() if isinstance(module, StoredWeight)]
+    plain = [parameter for parameter in model.parameters() if not parameter.requires_grad]
+    return {
+        "base_weights": sum(s.shape[0] * s.shape[1] for s in stored) + sum(p.numel() for p in plain),
+        "base_bytes": sum(s.num_bytes for s in stored) + sum(p.nbytes for p in plain),
+    }
 
 
 def quiet(line: str) -> None:

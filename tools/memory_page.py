@@ -36,6 +36,7 @@ MODELS = {
     | {"num_key_value_heads": 8, "tie_word_embeddings": False},
 }
 LORA = {"lora": {"rank": 16}}
+FEWEST: dict[str, Any] = {"quant": {"name": "nf4", "embeddings": "nf4"}}
 METHODS: dict[str, dict[str, Any]] = {
     "all weights, `adamw`": {},
     "all weights, `adamw_8bit`": {"optim": {"name": "adamw_8bit"}},
@@ -43,7 +44,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "LoRA rank 16": LORA,
     "LoRA rank 16, `int8`": LORA | {"quant": "int8"},
     "LoRA rank 16, `nf4`": LORA | {"quant": "nf4"},
+    "the same, embeddings too": LORA | FEWEST,
+    "the same, `adamw_8bit`": LORA | FEWEST | {"optim": {"name": "adamw_8bit"}},
 }
+SMALLEST = "the same, `adamw_8bit`"
 LEVELS = {"kept": Level.KEEP_ALL, "made again": Level.KEEP_INPUT, "in RAM": Level.OFFLOAD_INPUT}
 
 
@@ -77,12 +81,13 @@ def table(tokens: int) -> list[str]:
 def parts() -> list[str]:
     """What the smallest QLoRA of 8B and 70B is made of."""
     peaks = {
-        name: peak(name, "LoRA rank 16, `nf4`", 2048, Level.OFFLOAD_INPUT)
-        for name in ("Llama-3.1-8B", "Llama-3.1-70B")
+        name: peak(name, SMALLEST, 2048, Level.OFFLOAD_INPUT) for name in ("Llama-3.1-8B", "Llama-3.1-70B")
     }
     names = dict.fromkeys(part for one in peaks.values() for part in one.parts)
     lines = [
-        "| `nf4`, 2,048 tokens, activations in RAM | " + " | ".join(peaks) + " |",
+        "| `nf4`, embeddings too, `adamw_8bit`, 2,048 tokens, activations in RAM | "
+        + " | ".join(peaks)
+        + " |",
         "|---" * (1 + len(peaks)) + "|",
     ]
     for name in names:

@@ -5,20 +5,21 @@ as in training: layers are stored in few bits, adapters put on, layers fused, an
 what it takes. Only what lives for a moment is reckoned here.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from luthier.config.tree import Config
 from luthier.errors import ModelError
 from luthier.kernels.decoded_head import block_rows
 from luthier.kernels.head import most_rows
-from luthier.kernels.quant.base import Scheme, Stored, store
+from luthier.kernels.quant.base import Stored
+from luthier.kernels.rounded_linears import RoundedLinears
 from luthier.models.activations.levels import Level, Plannable
 from luthier.models.activations.plan import Budget, Correction, choose, options_of
 from luthier.models.device import DTYPES, pick_dtype
@@ -28,17 +29,19 @@ from luthier.models.fused.layer import FusedLayer
 from luthier.models.load import HUB_ID, resolve_model
 from luthier.models.lora import LoraLinear, adapters
 from luthier.models.lora_targets import output_embeddings
-from luthier.models.quantised.chosen import chosen
 from luthier.models.quantised.embeddings import StoredHead
 from luthier.models.quantised.linear import QuantLinear
-from luthier.models.quantised.load import Quantisation, names_to_store, num_weights, quantised
-from luthier.models.quantised.tables import store_tables, stored_tables, table_weights
+from luthier.models.quantised.load import num_weights, quantised
+from luthier.models.quantised.tables import stored_tables, table_weights
 from luthier.models.quantised.weight import StoredWeight
-from luthier.models.swap import put
+from luthier.models.rounded.apply import chosen_rounding, round_linears
 from luthier.optim.stepper import Stepper
 from luthier.plan.memory import GPU_CONTEXT, Kept, Sizes
 from luthier.training.adapt import adapt
 from luthier.training.living import update_bytes
+from luthier.training.sketch_storage import store_shapes
+from luthier.training.tune import build_way
+from luthier.training.turns import build_turns
 from luthier.training.updates import build_optimizer
 
 AT_ZERO = ("kaiming", "gaussian", "orthogonal", "eva")
@@ -85,10 +88,11 @@ def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str
     where, notes = torch.device(device), []
     dtype = _dtype(config, device)
     bare = _bare(model or model_config(config), dtype)
-    quantisation = chosen(config)
-    if quantisation is not None:
-        _store(bare, quantisation)
-    adapt(_started_plainly(config), bare, [], [])
+    notes += store_shapes(config, bare)
+    if (way := build_way(config)) is not None:
+        way.reshape(bare)
+    round_linears(bare, chosen_rounding(config))
+    adapt(_started_plainly(config), bare, [], [], _say_nothing)
     if config.lora is not None and config.lora.init not in AT_ZERO:
         _keep_starts(bare)
     fused = fuse(bare).layers if config.model.fused else ()
@@ -97,7 +101,9 @@ def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str
     trained = [(name, p) for name, p in bare.named_parameters() if p.requires_grad]
     optimizer = build_optimizer(config, trained, bare)
     shape = bare.config.get_text_config()
-    sizes: dict[str, Any] = _weights(bare, fused) | _of_training(config, trained, optimizer)
+    turns = build_turns(config, bare, optimizer)
+    most = turns.most() if turns else [parameter for _, parameter in trained]
+    sizes: dict[str, Any] = _weights(bare, fused) | _of_training(config, trained, most, optimizer)
     fixed = Sizes(
         num_weights=num_weights(bare) - sum(p.numel() for _, p in trained) * (config.lora is not None),
         **sizes,
@@ -136,36 +142,6 @@ def _dtype(config: Config, device: str) -> torch.dtype:
     return pick_dtype("auto", torch.device("cpu")) if device == "cpu" else torch.bfloat16
 
 
-class _Shapes(Scheme):
-    """Stands for a scheme where there are no numbers to store: as large as that one says."""
-
-    def __init__(self, scheme: Scheme):
-        self.scheme = scheme
-
-    def encode(self, weight_MK: Tensor) -> dict[str, Tensor]:
-        size = round(self.scheme.bits() * weight_MK.numel() / 8)
-        return {"codes": torch.empty(size, dtype=torch.uint8, device="meta")}
-
-    def decode(self, parts: Mapping[str, Tensor], out_MK: Tensor) -> Tensor:
-        return out_MK
-
-    def why_not(self, num_out: int, num_in: int) -> str | None:
-        return self.scheme.why_not(num_out, num_in)
-
-    def why_no_rows(self, num_in: int) -> str | None:
-        return self.scheme.why_no_rows(num_in)
-
-
-def _store(model: PreTrainedModel, quantisation: Quantisation) -> None:
-    """Puts stored layers, embeddings and head, as large as the schemes say, where they will be."""
-    for name in sorted(names_to_store(model, quantisation)):
-        plain = model.get_submodule(name)
-        assert isinstance(plain, nn.Linear)
-        put(model, name, QuantLinear(store(_Shapes(quantisation.scheme), plain.weight), plain.bias))
-    if quantisation.tables is not None:
-        store_tables(model, _Shapes(quantisation.tables), quantisation.tables_name, quantisation.stays)
-
-
 def _started_plainly(config: Config) -> Config:
     """The same config with adapters that start without looking at weights."""
     if config.lora is None:
@@ -178,6 +154,10 @@ def _keep_starts(model: PreTrainedModel) -> None:
     for module in adapters(model).values():
         if isinstance(module, LoraLinear):
             module.start_A, module.start_B = module.lora_A.detach(), module.lora_B.detach()
+
+
+def _say_nothing(line: str) -> None:
+    """What a run would tell meanwhile."""
 
 
 class _PlainLayer:
@@ -231,7 +211,13 @@ def _weights(model: PreTrainedModel, fused: Sequence[FusedLayer]) -> dict[str, i
     for linears in (linears for layer in fused for half in layer.halves for linears in _groups(half)):
         weights = [layer.weight_MK for layer in linears.layers]
         whole = (linears.num_out + linears.spare) * (linears.num_in + linears.spare)
-        if any(isinstance(weight, Stored) for weight in weights):
+        if isinstance(
+            linears, RoundedLinears
+        ):  # rounded in fp32, one layer after the other, from a sum in fp32
+            one = max(weight.shape[0] * weight.shape[1] for weight in weights)
+            rounded = linears.num_out * linears.num_in * weights[0].dtype.itemsize
+            largest = max(largest, rounded + 2 * 4 * one)
+        elif any(isinstance(weight, Stored) for weight in weights):
             largest = max(largest, whole * weights[0].dtype.itemsize)
         elif linears.spare:
             tails += (whole - linears.num_out * linears.num_in) * weights[0].dtype.itemsize
@@ -250,18 +236,23 @@ def _groups(half: Half) -> tuple[Any, Any]:
 
 
 def _of_training(
-    config: Config, trained: Sequence[tuple[str, nn.Parameter]], optimizer: Stepper
+    config: Config,
+    trained: Sequence[tuple[str, nn.Parameter]],
+    most: Sequence[nn.Parameter],
+    optimizer: Stepper,
 ) -> dict[str, int]:
-    """Trained weights, gradients, states, and what an update takes for a moment."""
+    """Trained weights, and gradients, states and what an update takes for a moment of the `most` at a time."""
     weights = [parameter for _, parameter in trained]
-    states = sum(optimizer.state_bytes(parameter) for parameter in weights)
+    states = sum(optimizer.state_bytes(parameter) for parameter in most)
     if config.memory.optimizer == "disk":
         states = 0  # page cache, which the kernel takes back when it needs it
     if config.train.average is not None:
         states += sum(4 * parameter.numel() for parameter in weights)
+    gradients = [4 * parameter.numel() for parameter in most]
+    in_backward = config.train.optimizer_in_backward  # each gradient goes as soon as it was used
     return {
         "trained": sum(p.numel() * p.element_size() for p in weights),
-        "gradients": sum(4 * p.numel() for p in weights),
+        "gradients": max(gradients, default=0) if in_backward else sum(gradients),
         "states": states,
         "update": update_bytes(optimizer),
     }

@@ -30,7 +30,14 @@ class Spectrum(Way):
     def choose(self, weights: Weights, named: bool, say: Say) -> Chosen:
         """The matrices of decoder layers with the highest ratios of their kind."""
         matrices = matrices_of(weights)
-        ratios = self._read(matrices) if self.ranking is not None else rank(matrices, _Reports(say))
+        if self.ranking is not None:
+            ratios = self._read(matrices)
+        elif any(
+            matrix.is_meta for matrix in matrices.values()
+        ):  # a forecast: as many, whichever they will be
+            ratios = dict.fromkeys(matrices, 0.0)
+        else:
+            ratios = rank(matrices, _Reports(say))
         chosen = best(ratios, self.share)
         say(f"Spectrum: {len(chosen)} of {len(matrices)} matrices of decoder layers")
         return frozenset(weights.names[name] for name in chosen)
