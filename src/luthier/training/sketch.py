@@ -91,6 +91,7 @@ def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str
     notes += store_shapes(config, bare)
     if (way := build_way(config)) is not None:
         way.reshape(bare)
+    notes += _unknown(config)
     round_linears(bare, chosen_rounding(config))
     adapt(_started_plainly(config), bare, [], [], _say_nothing)
     if config.lora is not None and config.lora.init not in AT_ZERO:
@@ -115,6 +116,16 @@ def sketch(config: Config, model: PreTrainedConfig | None = None, *, device: str
         context=GPU_CONTEXT if device == "cuda" else 0,
     )
     return Sketch(config, fused or _layers(bare, dtype), fixed, tuple(notes))
+
+
+def _unknown(config: Config) -> list[str]:
+    """What cannot be asked of a model without numbers."""
+    notes = []
+    if config.peft is not None:
+        notes.append("adapters of peft are not planned: counted as if all weights were tuned")
+    if config.tune is not None and config.tune.name == "spectrum":
+        notes.append("as many matrices of each kind as spectrum chooses, whichever they will be")
+    return notes
 
 
 def model_config(config: Config) -> PreTrainedConfig:
