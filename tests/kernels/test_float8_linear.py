@@ -61,7 +61,9 @@ def test_torchao_multiplies_the_same_numbers() -> None:
     recipe = float8.Float8LinearConfig.from_recipe_name("rowwise_with_gw_hp")
     object.__setattr__(recipe, "emulate", True)
     object.__setattr__(recipe, "round_scales_to_power_of_2", False)
-    object.__setattr__(recipe, "cast_config_weight_for_grad_input", recipe.cast_config_weight)  # not one scale
+    object.__setattr__(
+        recipe, "cast_config_weight_for_grad_input", recipe.cast_config_weight
+    )  # not one scale
     case = cases()[-1]
     plain = torch.nn.Linear(32, 48, bias=False)
     plain.weight.data.copy_(case["weight_MK"])
