@@ -5,10 +5,10 @@ the writer did around; both get the configuration of the trained model. So what 
 with that configuration, key by key, and its tokenizer is built anew from the file alone.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import gguf
 import numpy as np
@@ -17,9 +17,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, GgufConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from luthier.data.chat import ChatTemplate
-from luthier.errors import DataError, ModelError, RowRefused
+from luthier.errors import DataError, ModelError
 from luthier.export.gguf.known import Architecture, architecture
-from luthier.export.verify.engine import Messages
 from luthier.export.verify.engines._torch import TorchModel
 from luthier.export.verify.file_numbers import decoded, wrong_numbers
 from luthier.export.verify.file_words import FileWords
@@ -60,9 +59,6 @@ class InReader(TorchModel):
         self._model: Any = _model(file, self._file, known, config).eval()
         self._template = _template(self._words, self._file)
 
-    def __enter__(self) -> Self:
-        return self
-
     def faults(self) -> list[str]:
         """Numbers of the file that are not the model's."""
         return self._wrong + ([self._words.fault] if self._words.fault else [])
@@ -70,15 +66,6 @@ class InReader(TorchModel):
     def ids(self, text: str) -> list[int]:
         """Tokens of a text, by the file."""
         return self._words.ids(text)
-
-    def render(self, messages: Messages, tools: Sequence[Any] | None) -> str | None:
-        """The text of a conversation, by the file's template."""
-        if self._template is None:
-            return None
-        try:
-            return self._template.prompt_text([dict(one) for one in messages], list(tools) if tools else None)
-        except RowRefused as refusal:
-            return f"refused: {refusal}"
 
 
 def _template(words: FileWords, file: gguf.GGUFReader) -> ChatTemplate | None:
