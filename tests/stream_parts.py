@@ -49,7 +49,8 @@ def steps_of(source: StreamSource, first: int = 0, total: int = 1, most: int = 1
     """Every step to come, each as the rows, tokens and predictions of its micro-batches."""
     found: list[list[Any]] = []
     step = first
-    while step < (total := source.ready(total)) and len(found) < most:
+    # in this order: `ready` may wait, and that wait may be ended after a step that was found
+    while len(found) < most and step < (total := source.ready(total)):
         batches = source.step(step)
         found.append([(b.columns["row"].tolist(), b.tokens_T.tolist(), b.source_N.tolist()) for b in batches])
         step += 1
