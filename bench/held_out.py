@@ -4,6 +4,7 @@ found.
 
 import argparse
 import json
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import date
@@ -11,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from bench import results
+from bench.watch import ROOT
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = ROOT.parent / "shared" / "data"
 
 
 @dataclass(frozen=True)
@@ -41,8 +43,8 @@ def findings(kind: str, known: argparse.Namespace) -> Findings:
     """Today's file in the folder `known.out`. What it holds already is kept if it was found with these settings, on a
     machine of this class, from this commit.
     """
-    settings = {n: str(v) if isinstance(v, Path) else v for n, v in vars(known).items()}
-    settings = {name: value for name, value in settings.items() if name not in ("out", "names")}
+    settings = {name: value for name, value in vars(known).items() if name not in ("out", "names")}
+    settings = {n: os.path.relpath(v, ROOT) if isinstance(v, Path) else v for n, v in settings.items()}
     machine = results.machine("cpu", None)
     outcome: dict[str, Any] = {"kind": kind, "date": date.today().isoformat(), "settings": settings}
     path = known.out / f"{kind}-{outcome['date']}.json"

@@ -11,7 +11,8 @@ closes is
     (sft - distill) / (sft - teacher)
 
 and the goal is a half. Rows: the short ones of the Alpaca demo of ../shared/data, or of any JSON list of rows with
-`instruction`, `input` and `output`.
+`instruction`, `input` and `output`; or the beginnings of the texts of a JSON Lines file (`--data …/c4_demo.jsonl`),
+which has something to say about every token.
 """
 
 import argparse
@@ -55,12 +56,17 @@ def cut(teacher: str, layers: int, folder: Path) -> str:
 
 def write_short_rows(known: argparse.Namespace, folder: Path) -> None:
     """Rows of few words, in an order drawn once: some to learn from, others held out."""
-    rows = json.loads(known.data.read_text(encoding="utf-8"))
-    short = [row for row in rows if len(" ".join(map(str, row.values())).split()) <= known.words]
+    content = known.data.read_text(encoding="utf-8")
+    if known.data.suffix == ".jsonl":
+        texts = [json.loads(line)["text"].split(" ") for line in content.splitlines()]
+        short = [{"text": " ".join(text[: known.words])} for text in texts if len(text) >= known.words]
+    else:
+        rows = json.loads(content)
+        short = [row for row in rows if len(" ".join(map(str, row.values())).split()) <= known.words]
     random.Random(0).shuffle(short)
     wanted = known.held_out + known.rows
     if len(short) < wanted:
-        raise SystemExit(f"{known.data} has {len(short)} rows of at most {known.words} words, not {wanted}")
+        raise SystemExit(f"{known.data} has {len(short)} rows of {known.words} words, not {wanted}")
     write_rows(folder / "held-out.jsonl", short[: known.held_out])
     write_rows(folder / "train.jsonl", short[known.held_out : wanted])
 

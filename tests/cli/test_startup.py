@@ -1,8 +1,8 @@
 """The command line starts at once, and checks a config without torch."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +11,19 @@ LUTHIER = [sys.executable, "-c", "import sys; from luthier.cli.main import main;
 HEAVY = ("torch", "transformers", "peft", "datasets", "pyarrow", "numpy")
 
 
+def of_children() -> float:
+    """Seconds that the processes this one has waited for were at work."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def test_help_takes_less_than_half_a_second():
-    """The best of five, from Python's start to its end: what else the machine does is not Luthier's time."""
+    """Of a processor, from Python's start to its end, the best of five: a full machine is not Luthier's time."""
     seconds = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = of_children()
         ended = subprocess.run([*LUTHIER, "--help"], capture_output=True, text=True, timeout=60)
-        seconds.append(time.perf_counter() - start)
+        seconds.append(of_children() - start)
         assert ended.returncode == 0 and "check" in ended.stdout
     assert min(seconds) < 0.5, seconds
 

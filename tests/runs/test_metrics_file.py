@@ -167,7 +167,9 @@ def test_killed_while_writing_every_row_but_the_last_is_read(tmp_path: Path) -> 
             [sys.executable, "-c", script, str(path), str(steps)], stdout=subprocess.PIPE, text=True
         )
         assert process.stdout is not None and process.stdout.readline() == "ready\n"
-        time.sleep(0.02)
+        size, limit = path.stat().st_size if steps else 0, time.monotonic() + 60
+        while not (path.exists() and path.stat().st_size > size + 10_000) and time.monotonic() < limit:
+            time.sleep(0.002)
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()

@@ -1,6 +1,6 @@
 """The official client against a server: what it says is what the model says, however it is asked."""
 
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -146,18 +146,21 @@ def test_models_are_listed_and_unknown_ones_are_404(server: Running) -> None:
     assert caught.value.code == "model_not_found" and "there are: tiny" in caught.value.message
 
 
-def test_a_client_that_leaves_frees_its_place(server: Running) -> None:
+def test_a_client_that_leaves_frees_its_place(server: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = server.engine._batch
+    step = batch.step
+    # so slow that the answer cannot be at its end before the client leaves
+    monkeypatch.setattr(batch, "step", lambda: (time.sleep(0.05), step())[1])
     client = server.client()
     stream = client.chat.completions.create(
         model="tiny", messages=ASKED, temperature=1.0, seed=0, max_tokens=400, stream=True
     )
     next(iter(stream))
     stream.close()
-    done = threading.Event()
-    for _ in range(100):
-        if server.engine.load.answers == 0:
+    for _ in range(200):
+        if server.engine.load.answers == 0 and "luthier_cancelled_total 1" in metrics(server):
             break
-        done.wait(0.05)
+        time.sleep(0.05)
     assert server.engine.load.answers == 0
     assert "luthier_cancelled_total 1" in metrics(server)
 
