@@ -18,10 +18,11 @@ from luthier.threads import wait_without_spinning
 if TYPE_CHECKING:
     from luthier.config.tree import Config
     from luthier.serve.assistant import Assistant
+    from luthier.training.export_run import Exported
     from luthier.training.run import Result
 
 __version__ = "0.1.0"
-__all__ = ["check", "load", "merge", "train"]
+__all__ = ["check", "export_run", "load", "merge", "train"]
 
 
 def check(config: "str | Path | Mapping[str, Any] | Config", overrides: Sequence[str] = ()) -> "Config":
@@ -78,6 +79,34 @@ def load(
     from luthier.serve.assistant import Assistant
 
     return Assistant(load_for_inference(str(name), adapter=adapter, device=device, offline=offline))
+
+
+def export_run(
+    run: str | Path,
+    to: str = "merged",
+    out: str | Path | None = None,
+    *,
+    prompts: int = 8,
+    say: Callable[[str], None] = print,
+) -> "Exported":
+    """Writes what a run trained in the form that it is used in, as `luthier export` does, and compares it with what was
+    trained.
+
+    Args:
+        run: the run's folder.
+        to: the form, such as `merged` or `gguf:q8_0`.
+        out: where to write; in the run's folder if absent.
+        prompts: how many prompts of the run's own rows both models are asked; 0 compares nothing.
+        say: told the verdict.
+
+    Raises RunError if what was written is another model; it then has `.unverified` in its name.
+    """
+    wait_without_spinning()
+    from luthier.training import export_run as exporting
+
+    return exporting.export_run(
+        Path(run), to, Path(out) if out is not None else None, prompts=prompts, say=say
+    )
 
 
 def merge(run: str | Path, out: str | Path | None = None) -> Path:

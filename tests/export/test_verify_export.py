@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import luthier
 from gguf_models import saved
 from lora_models import teach
 from luthier.cli.main import main
@@ -62,6 +63,16 @@ def test_a_merged_folder_is_proven_and_the_proof_is_kept(
     assert told["verdict"] == "same" and told["found"]["mean_kl"] < 1e-6 and told["found"]["top1"] == 1
     assert told["found"]["same_text"] + told["found"]["ties"] == told["found"]["prompts"] == 5
     assert told["found"]["same_prompt"] == 5
+
+
+def test_from_python_it_gives_the_verdict(tmp_path: Path) -> None:
+    folder, told = finished(tmp_path), []
+    found = luthier.export_run(folder.path, prompts=2, say=told.append)
+    assert found.path == folder.path / "merged" and found.size > 100_000
+    assert found.verdict is not None and found.verdict.same and found.verdict.found.prompts == 2
+    assert any("is the model that was trained" in text for text in told)
+    again = luthier.export_run(folder.path, out=tmp_path / "other", prompts=0, say=told.append)
+    assert again.verdict is None and told[-1] == "Not verified: it was not asked for."
 
 
 def test_an_adapter_is_the_same_in_peft_and_another_one_is_refused(tmp_path: Path) -> None:

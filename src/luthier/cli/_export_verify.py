@@ -19,19 +19,11 @@ def prove(job: "Job", written: "Written", prompts: int) -> None:
     if not prompts:
         print(NOT_VERIFIED.format("--no-verify was given"))
         return
-    from luthier.models.head_files import read_head
-    from luthier.training.verify_export import form_of, verify_export
+    from luthier.training.verify_export import verify_written
 
-    if read_head(job.folder.model if job.whole else job.folder.adapter) is not None:
-        print(NOT_VERIFIED.format("this model scores and writes no text"))
-        return
-    form = form_of(written)
-    if form is None:
-        print(NOT_VERIFIED.format("there is no program here that runs this form by itself"))
-        return
-    verify_export(
-        job.config, job.folder, written.weights, form, whole=written.path, base=job.base, prompts=prompts
-    )
+    found = verify_written(job, written, prompts)
+    if isinstance(found, str):
+        print(NOT_VERIFIED.format(found))
 
 
 def rows_for(config: "Config", folder: Path) -> list[list[int]]:

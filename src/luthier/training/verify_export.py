@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING
 from luthier.config.tree import Config
 from luthier.errors import RunError
 from luthier.export.gguf.llama import installed
-from luthier.export.job import Written
+from luthier.export.job import Job, Written
 from luthier.export.verify.engines._torch import TorchModel
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
 from luthier.export.verify.engines.peft import InPeft
 from luthier.export.verify.engines.transformers import InTransformers
 from luthier.export.verify.verdict import Trained, Verdict, judge, table, trained_by
 from luthier.models.base import base_folder
+from luthier.models.head_files import read_head
 from luthier.models.inference import load_for_inference
 from luthier.models.peft_adapters.attach import CONFIG_NAME
 from luthier.models.quantised.chosen import chosen
@@ -71,6 +72,27 @@ def verify_export(
             f"{_mark(whole or artefact)} to be looked at; do not use it."
         )
     return verdict
+
+
+def verify_written(
+    job: Job, written: Written, prompts: int = PROMPTS, say: Callable[[str], None] = print
+) -> Verdict | str:
+    """`verify_export` of what a form wrote; where there is nothing to compare, the reason in words."""
+    if read_head(job.folder.model if job.whole else job.folder.adapter) is not None:
+        return "this model scores and writes no text"
+    form = form_of(written)
+    if form is None:
+        return "there is no program here that runs this form by itself"
+    return verify_export(
+        job.config,
+        job.folder,
+        written.weights,
+        form,
+        whole=written.path,
+        base=job.base,
+        prompts=prompts,
+        say=say,
+    )
 
 
 def form_of(written: Written) -> str | None:
