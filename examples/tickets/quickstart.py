@@ -1,16 +1,15 @@
-"""The first run: write the data, fine-tune SmolLM2-135M-Instruct on this machine, merge it, write a GGUF file for
-llama.cpp, prove that both are the model that was trained, and say what to try.
+"""The first run: write the data, fine-tune SmolLM2-135M-Instruct on this machine, write it as a GGUF file that is
+proven to be the model that was trained, and show base, adapter and file side by side.
 
     python examples/tickets/quickstart.py [KEY=VALUE]...
 
 Everything lands in `runs/quickstart*`. Settings after the name change keys of run.yaml, as in `luthier train`.
 """
 
+import itertools
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import luthier
 from luthier.errors import LuthierError
@@ -19,12 +18,13 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
 import make_tickets  # noqa: E402
 
-if TYPE_CHECKING:
-    from luthier.training.export_run import Exported
-
 EXPECTED_MINUTES = 12
 PROMPTS = 4
-"""Held-out e-mails that the exported models are compared on."""
+"""Held-out e-mails that the file is compared with the trained model on."""
+ROWS = 50
+"""Held-out e-mails that the table at the end is about."""
+METRICS = ("exact_match", "field_f1")
+ANSWER_TOKENS = 64
 
 
 def main(overrides: list[str]) -> int:
@@ -43,37 +43,46 @@ def main(overrides: list[str]) -> int:
     ]
     try:
         result = luthier.train(HERE / "run.yaml", [*paths, *overrides])
-        print("\nWriting the model that programs load, and comparing it with what was trained:\n")
-        exported = {
-            to: luthier.export_run(result.folder, to, prompts=PROMPTS) for to in ("merged", "gguf:q8_0")
-        }
+        merged = luthier.merge(result.folder)
+        print("\nWriting a file for llama.cpp and Ollama, and comparing it with what was trained:\n")
+        written = luthier.export_run(result.folder, "gguf:q8_0", prompts=PROMPTS)
+        print(f"\nOn the first {ROWS} held-out e-mails:\n")
+        print(side_by_side(result.folder, written.path, first_rows(data / "test.jsonl", ROWS)))
     except LuthierError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes.")
-    print(f"report:        {result.report}")
-    print(f"adapter:       {result.trained}")
-    print(f"merged model:  {exported['merged'].path}")
-    print(f"GGUF file:     {exported['gguf:q8_0'].path}")
-    print(f"talk to it:    .venv/bin/luthier chat {result.folder} --system {make_tickets.SYSTEM!r}")
+    print(f"\nDone in {(time.monotonic() - started) / 60:.1f} minutes. On all held-out e-mails:")
     for name in ("json_valid", "field_f1", "exact_match"):
         print(f"{name.replace('_', ' ')}: {result.before[name]:.3f} -> {result.after[name]:.3f}")
-    print("\n" + sizes(result.trained, exported))
+    print(f"\nreport:        {result.report}")
+    print(f"adapter:       {result.trained}")
+    print(f"merged model:  {merged}")
+    print(f"GGUF file:     {written.path}")
+    print(f"talk to it:    .venv/bin/luthier chat {result.folder} --system {make_tickets.SYSTEM!r}")
     return 0
 
 
-def sizes(adapter: Path, exported: "Mapping[str, Exported]") -> str:
-    """A table: what takes how much room, and how far it lies from the trained model on held-out prompts."""
-    taken = sum(file.stat().st_size for file in adapter.rglob("*") if file.is_file())
-    lines = [f"{'form':<10}  {'size':>8}  {'mean KL':>8}  {'same token':>10}  same answers"]
-    lines.append(f"{'adapter':<10}  {taken / 1e6:>5.0f} MB  {'':>8}  {'':>10}  (beside the base model)")
-    for form, one in exported.items():
-        row = f"{form:<10}  {one.size / 1e6:>5.0f} MB"
-        if one.verdict is not None:
-            found = one.verdict.found
-            row += f"  {found.mean_kl:>8.1e}  {found.top1:>10.1%}  {found.same_text} of {found.prompts}"
-        lines.append(row)
-    return "\n".join(lines)
+def side_by_side(run: Path, file: Path, data: Path) -> str:
+    """A table: size, speed and quality of the base model, of the adapter in it, and of the GGUF file. The same as
+    `luthier evaluate RUN --data DATA --compare base adapter FILE` gives.
+    """
+    from luthier.evaluate.compare import laid_out, notes, table
+    from luthier.evaluate.measure import measure
+    from luthier.evaluate.variants import variants_of
+
+    measured = [
+        measure(one, [data], metric_names=METRICS, answer_tokens=ANSWER_TOKENS, folder=run / "evaluations")
+        for one in variants_of(str(run), ["base", "adapter", str(file)])
+    ]
+    return "\n".join([laid_out(table(measured)), "", *notes(measured)])
+
+
+def first_rows(data: Path, number: int) -> Path:
+    """A file with the first rows of another one, beside it."""
+    first = data.with_stem(f"{data.stem}-{number}")
+    with data.open(encoding="utf-8") as lines:
+        first.write_text("".join(itertools.islice(lines, number)), encoding="utf-8")
+    return first
 
 
 def free_name() -> str:

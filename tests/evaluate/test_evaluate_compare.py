@@ -13,7 +13,8 @@ from luthier.evaluate.compare import difference_table, human_size, laid_out
 from luthier.evaluate.intervals import difference
 from luthier.evaluate.likelihood import loss_of
 from luthier.evaluate.task import evaluate
-from luthier.evaluate.variants import variants_of
+from luthier.evaluate.variants import DECODED, LLAMA_CPP, variants_of
+from luthier.export.gguf.llama import installed
 from luthier.models.inference import load_for_inference
 from tiny_models import tiny_llama
 from tiny_runs import tiny_config, write_chats
@@ -60,7 +61,7 @@ def test_the_table_of_variants(run: Path, capsys: pytest.CaptureFixture[str]) ->
     for one in (merged, gguf):
         assert one["loss"] == pytest.approx(adapter["loss"], rel=1e-3)
     assert adapter["bytes"] > base["bytes"] > 0 and gguf["bytes"] == file.stat().st_size
-    assert gguf["engine"] == "transformers, decoded" and base["tokens_per_second"] > 0
+    assert gguf["engine"] == (LLAMA_CPP if installed() else DECODED) and base["tokens_per_second"] > 0
     minus = adapter["minus_first"]["loss"]
     assert minus["value"] == pytest.approx(adapter["loss"] - base["loss"]) and minus["rows"] == 12
     assert minus["low"] <= minus["value"] <= minus["high"] < 0

@@ -1,6 +1,7 @@
 """Measure a run or a model on held-out rows: loss, perplexity, metrics of its answers, with intervals; or several."""
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -72,7 +73,7 @@ def command(
     chosen = variants_of(name, variants or ()) if compare else [alone(name, trained=not base)]
     folder = out or (Path(name) / "evaluations" if (Path(name) / "config.yaml").is_file() else None)
     _evaluate_pairs.check(compare, vote, judge, len(chosen), folder)
-    measured = [_measure(one, data, metric, rows, answer_tokens, folder, offline) for one in chosen]
+    measured = _measure(chosen, data, metric, rows, answer_tokens, folder, offline)
     votes = _evaluate_pairs.vote_on(measured, judge, folder, offline) if vote or judge else None
     _tell(measured, compare, as_json, votes)
 
@@ -100,34 +101,42 @@ def _checked(
 
 
 def _measure(
-    variant: "Variant",
+    chosen: "Sequence[Variant]",
     data: list[Path],
     metric: list[str] | None,
     rows: int | None,
     answer_tokens: int,
     folder: Path | None,
     offline: bool,
-) -> "Measured":
-    from luthier.evaluate.compare import Measured
-    from luthier.evaluate.task import Keep, evaluate
-    from luthier.models.inference import load_for_inference
+) -> "list[Measured]":
+    """Measures one variant after another."""
+    from luthier.evaluate.measure import measure
+
+    return [
+        measure(
+            one,
+            data,
+            metric_names=metric,
+            num_rows=rows,
+            answer_tokens=answer_tokens,
+            folder=folder,
+            offline=offline,
+            progress=_progress(one.label),
+        )
+        for one in chosen
+    ]
+
+
+def _progress(label: str) -> Callable[[int, int], None] | None:
+    """Tells in a terminal how many rows were answered."""
+    if not sys.stderr.isatty():
+        return None
 
     def progress(done: int, total: int) -> None:
         end = "\n" if done == total else ""
-        print(f"\r{variant.label}: answered {done} of {total}", end=end, file=sys.stderr, flush=True)
+        print(f"\r{label}: answered {done} of {total}", end=end, file=sys.stderr, flush=True)
 
-    loaded = load_for_inference(variant.name, adapter=variant.trained, offline=offline)
-    keep = Keep(folder, variant.label, variant.key(offline)) if folder else None
-    found = evaluate(
-        loaded,
-        data,
-        metric_names=metric,
-        num_rows=rows,
-        answer_tokens=answer_tokens,
-        progress=progress if sys.stderr.isatty() else None,
-        keep=keep,
-    )
-    return Measured(variant.label, variant.engine, variant.size(offline), found)
+    return progress
 
 
 def _tell(measured: "list[Measured]", compare: bool, as_json: bool, votes: "Outcome | None") -> None:
@@ -170,17 +179,9 @@ def _tell_one(measured: "Measured") -> None:
 
 
 def _tell_table(measured: "list[Measured]") -> None:
-    from luthier.evaluate.compare import difference_table, laid_out, same_tokens, table
+    from luthier.evaluate.compare import difference_table, laid_out, notes, table
 
     print(laid_out(table(measured)))
     if len(measured) > 1:
         print(f"\n{laid_out(difference_table(measured))}")
-    print(
-        "\nIn brackets 95 % intervals: Wilson's for shares of rows, else the bootstrap over rows; differences are "
-        "drawn row by row, * where zero lies outside. Tokens a second: answers, many at once, with what else ran here."
-    )
-    for engine in dict.fromkeys(one.engine for one in measured if one.engine != "transformers"):
-        names = ", ".join(one.label for one in measured if one.engine == engine)
-        print(f"{names}: {engine}; llama.cpp computes the same file with another speed and in fewer bits.")
-    if not same_tokens(measured):
-        print("The models cut the rows into other tokens, so loss and perplexity cannot be compared.")
+    print("\n" + "\n".join(notes(measured)))

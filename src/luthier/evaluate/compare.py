@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from luthier.evaluate.intervals import Interval, difference
 from luthier.evaluate.task import Evaluation
+from luthier.evaluate.variants import DECODED, LLAMA_CPP
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,28 @@ def difference_table(measured: Sequence[Measured]) -> list[list[str]]:
     for label, by_name in found.items():
         rows.append([label, *(_difference(by_name.get(name)) for name in names)])
     return rows
+
+
+def notes(measured: Sequence[Measured]) -> list[str]:
+    """What a person must know to read the tables."""
+    told = [
+        "In brackets 95 % intervals: Wilson's for shares of rows, else the bootstrap over rows; differences are "
+        "drawn row by row, * where zero lies outside. Tokens a second: answers, many at once, with what else ran here."
+    ]
+    if decoded := _labels(measured, DECODED):
+        told.append(
+            f"{decoded}: decoded and computed by transformers. llama.cpp computes the same file with another speed "
+            "and in fewer bits; with pip install 'luthier[llama]' it is measured there."
+        )
+    if in_llama_cpp := _labels(measured, LLAMA_CPP):
+        told.append(f"{in_llama_cpp}: computed by llama.cpp itself, one answer after another.")
+    if not same_tokens(measured):
+        told.append("The models cut the rows into other tokens, so loss and perplexity cannot be compared.")
+    return told
+
+
+def _labels(measured: Sequence[Measured], engine: str) -> str:
+    return ", ".join(one.label for one in measured if one.engine == engine)
 
 
 def as_json(measured: Sequence[Measured]) -> list[dict[str, object]]:

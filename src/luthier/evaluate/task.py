@@ -19,11 +19,12 @@ from luthier.data.prepare import prepare_plan
 from luthier.data.store import TokenDataset
 from luthier.errors import DataError, ModelError
 from luthier.evaluate import metrics
-from luthier.evaluate.answers import answer_each, asks, question_of
+from luthier.evaluate.answers import Question, answer_each, asks, question_of
 from luthier.evaluate.columns import texts_of
 from luthier.evaluate.intervals import Interval, Sums, interval
 from luthier.evaluate.journal import Answered, Journal, digest
 from luthier.evaluate.likelihood import bits_per_byte_of, loss_of, predict
+from luthier.evaluate.llama_file import LlamaFile, answer_in, predicted_by
 from luthier.models.inference import Loaded
 from luthier.models.tripwire import choose_policy
 from luthier.rollout.native import NativeGenerator
@@ -80,7 +81,7 @@ class Evaluation:
 
 
 def evaluate(
-    loaded: Loaded,
+    loaded: Loaded | LlamaFile,
     data: Sequence[str | Path],
     *,
     metric_names: Sequence[str] | None = None,
@@ -93,7 +94,7 @@ def evaluate(
     """Measures a model on the rows of files that training could read.
 
     Args:
-        loaded: the model with its tokenizer and template.
+        loaded: the model with its tokenizer and template, or a GGUF file that llama.cpp computes.
         data: files and folders.
         metric_names: metrics of generated answers; empty: only the loss. None: exact_match, where there is something
             to answer.
@@ -129,8 +130,11 @@ def evaluate(
         if one.column
     }
     with _journal(keep, rows, answer_tokens, max_length) as journal:
-        _predict(loaded, rows, journal, max_length)
-        _answer(loaded, rows, asking, journal, answer_tokens, progress)
+        if isinstance(loaded, LlamaFile):
+            _in_llama_cpp(loaded, rows, asking, journal, answer_tokens, progress)
+        else:
+            _predict(loaded, rows, journal, max_length)
+            _answer(loaded, rows, asking, journal, answer_tokens, progress)
     return _evaluation(rows, asking, journal, wanted, texts)
 
 
@@ -186,8 +190,7 @@ def _answer(
     places = [place for place in asking if place not in journal.answered]
     if not places:
         return
-    questions = [question_of(rows.example(place), loaded.tokenizer) for place in places]
-    numbers = [int(rows.row_numbers[place]) for place in places]
+    questions, numbers = _questions(loaded, rows, places)
     generator = NativeGenerator(loaded.model, eos_token_ids=loaded.eos_token_ids, tokenizer=loaded.tokenizer)
     answer_each(
         generator,
@@ -197,6 +200,45 @@ def _answer(
         lambda at, found: journal.answer(places[at], found),
         progress,
     )
+
+
+def _in_llama_cpp(
+    file: LlamaFile,
+    rows: TokenDataset,
+    asking: Sequence[int],
+    journal: Journal,
+    answer_tokens: int,
+    progress: Progress | None,
+) -> None:
+    """What the two above do, of a file in llama.cpp."""
+    unknown = [place for place in range(len(rows)) if place not in journal.predicted]
+    open_places = [place for place in asking if place not in journal.answered]
+    if not unknown and not open_places:
+        return
+    questions, numbers = _questions(file, rows, open_places)
+    texts = [len(rows.example(place)) for place in unknown]
+    with file.open(max([*texts, *(len(one.prompt_ids) + answer_tokens for one in questions)])) as engine:
+        for place in unknown:
+            row = int(rows.row_numbers[place])
+            journal.predict(place, predicted_by(engine, rows.example(place), row))
+        answer_in(
+            engine,
+            file,
+            questions,
+            numbers,
+            lambda at, found: journal.answer(open_places[at], found),
+            most=answer_tokens,
+            context=engine.context,
+            progress=progress,
+        )
+
+
+def _questions(
+    loaded: Loaded | LlamaFile, rows: TokenDataset, places: Sequence[int]
+) -> tuple[list[Question], list[int]]:
+    """What examples ask, and the numbers of their rows."""
+    questions = [question_of(rows.example(place), loaded.tokenizer) for place in places]
+    return questions, [int(rows.row_numbers[place]) for place in places]
 
 
 def _evaluation(

@@ -6,7 +6,12 @@ from pathlib import Path
 
 from luthier.errors import ConfigError, ModelError
 from luthier.evaluate.journal import digest
+from luthier.export.gguf.llama import installed
 
+LLAMA_CPP = "llama.cpp"
+"""The engine of GGUF files where llama-cpp-python is installed."""
+DECODED = "transformers, decoded"
+"""Theirs where it is not."""
 NAMES = ("base", "adapter", "trained", "merged")
 _WEIGHTS = (".safetensors", ".bin", ".gguf", ".pt", ".pth")
 
@@ -61,9 +66,10 @@ class Variant:
         return sum(file.stat().st_size for file in self.files(offline))
 
     def key(self, offline: bool = False) -> str:
-        """Changes when its files do."""
+        """Changes when its files do, or the program that computes them."""
         stats = [(file.name, file.stat()) for file in self.files(offline)]
-        return digest(self.trained, [(name, one.st_size, one.st_mtime_ns) for name, one in stats])
+        engine = [self.engine] if self.engine == LLAMA_CPP else []
+        return digest(self.trained, *engine, [(name, one.st_size, one.st_mtime_ns) for name, one in stats])
 
 
 def variants_of(name: str, asked: Sequence[str]) -> list[Variant]:
@@ -125,7 +131,7 @@ def _other(name: str) -> Variant:
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ConfigError(f"{name} is no file; write one with: luthier export RUN --to gguf:q8_0")
-        return Variant(path.stem, name, engine="transformers, decoded")
+        return Variant(path.stem, name, engine=LLAMA_CPP if installed() else DECODED)
     return Variant(path.name if path.exists() else name, name)
 
 

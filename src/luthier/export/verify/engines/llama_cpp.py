@@ -48,6 +48,11 @@ class InLlamaCpp:
         except (ValueError, RuntimeError, AssertionError) as error:
             raise ModelError(f"llama.cpp cannot load {file}: {error}") from error
 
+    @property
+    def context(self) -> int:
+        """Most tokens of a text: what was asked for, or what the model can read if that is less."""
+        return min(self._llama.n_ctx(), self._llama._model.n_ctx_train())
+
     def __enter__(self) -> Self:
         return self
 
