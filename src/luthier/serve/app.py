@@ -1,6 +1,7 @@
 """The server as one app: routes, errors in OpenAI's form, and the gate in front of them."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -12,6 +13,18 @@ from luthier.errors import LuthierError
 from luthier.models.embedder import Embedder
 from luthier.serve.api import Api
 from luthier.serve.catalogue import Catalogue
+from luthier.serve.describe import (
+    MODEL,
+    MODELS,
+    REPLY,
+    TELLS,
+    VECTORS,
+    WRITES,
+    answers,
+    described,
+    health_answers,
+    number_answers,
+)
 from luthier.serve.embeddings import Embeddings
 from luthier.serve.engine import Engine
 from luthier.serve.failures import Refusal, on_error, on_http, on_invalid, on_refusal
@@ -69,14 +82,18 @@ def make_app(
         }
         return PlainTextResponse(metrics.text(gauges), media_type="text/plain; version=0.0.4")
 
-    plain: dict[str, Any] = {"response_model": None}
-    app.add_api_route(CHAT, api.chat, methods=["POST"], **plain)
-    app.add_api_route(COMPLETIONS, api.completion, methods=["POST"], **plain)
-    app.add_api_route(EMBEDDINGS, embeddings.embed, methods=["POST"], **plain)
-    app.add_api_route("/v1/models", catalogue.models, methods=["GET"], **plain)
-    app.add_api_route("/v1/models/{name:path}", catalogue.model, methods=["GET"], **plain)
-    app.add_api_route("/health", health, methods=["GET"], **plain)
-    app.add_api_route("/metrics", numbers, methods=["GET"], **plain)
+    writes, embeds = answers("the answer", REPLY, WRITES, streams=True), answers("vectors", VECTORS, WRITES)
+    one = answers("this model", MODEL, (404, *TELLS))
+    add = partial(app.add_api_route, response_model=None)
+    add(CHAT, api.chat, methods=["POST"], responses=writes)
+    add(COMPLETIONS, api.completion, methods=["POST"], responses=writes)
+    add(EMBEDDINGS, embeddings.embed, methods=["POST"], responses=embeds)
+    add("/v1/models", catalogue.models, methods=["GET"], responses=answers("all models", MODELS, TELLS))
+    add("/v1/models/{name:path}", catalogue.model, methods=["GET"], responses=one)
+    add("/health", health, methods=["GET"], responses=health_answers())
+    text = {"response_class": PlainTextResponse, "responses": number_answers()}
+    add("/metrics", numbers, methods=["GET"], **text)
+    app.openapi = described(app, bool(gate.doors.keys))
     return gate
 
 

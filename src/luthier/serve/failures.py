@@ -89,7 +89,9 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
 async def on_http(request: Request, error: Exception) -> JSONResponse:
     """Handles unknown routes, wrong methods and bodies that cannot be read."""
     assert isinstance(error, HTTPException)
-    return Refusal(error.status_code, str(error.detail)).response()
+    response = Refusal(error.status_code, str(error.detail)).response()
+    response.headers.update(error.headers or {})  # such as the methods that there are
+    return response
 
 
 async def on_invalid(request: Request, error: Exception) -> JSONResponse:

@@ -45,7 +45,9 @@ class Gate:
     """The app behind its doors."""
 
     def __init__(self, app: App, doors: Doors, metrics: Metrics, routes: Sequence[str]):
-        self._app, self._doors, self._metrics, self._routes = app, doors, metrics, frozenset(routes)
+        self._app, self._metrics, self._routes = app, metrics, frozenset(routes)
+        self.doors = doors
+        """What may come in."""
         self._keys = [_digest(key) for key in doors.keys]
         self.open = 0
         """Requests that are not answered yet."""
@@ -69,7 +71,7 @@ class Gate:
         try:
             self._admit(scope, free)
             self.open, counted = self.open + 1, True
-            body = await asyncio.wait_for(_body(scope, receive, self._doors.body_bytes), BODY_SECONDS)
+            body = await asyncio.wait_for(_body(scope, receive, self.doors.body_bytes), BODY_SECONDS)
             await self._app(scope, _replayed(body, receive), watched)
         except TimeoutError:
             await Refusal(408, "the body took too long to arrive").response()(scope, receive, watched)
@@ -100,11 +102,11 @@ class Gate:
             raise Refusal(401, "no valid API key; send it as `Authorization: Bearer KEY`", "invalid_api_key")
         if self.closing:
             raise Refusal(503, "the server is shutting down", "shutting_down", retry=True)
-        if self.open >= self._doors.open_requests:
+        if self.open >= self.doors.open_requests:
             raise Refusal(429, f"{self.open} requests are open already", "too_many_requests", retry=True)
         length = headers.get(b"content-length", b"0")
-        if not length.isdigit() or len(length) > 18 or int(length) > self._doors.body_bytes:
-            raise self.too_large(self._doors.body_bytes)
+        if not length.isdigit() or len(length) > 18 or int(length) > self.doors.body_bytes:
+            raise self.too_large(self.doors.body_bytes)
 
     def _known(self, header: bytes) -> bool:
         """Whether one of the keys was sent. Takes as long for a wrong key as for a right one."""
