@@ -1,159 +1,41 @@
 """Load on the server: so many streams at once for a while; nothing lost, nothing mixed up, memory flat; and how fast.
 
-    python -m bench.serve MODEL [--streams 200] [--seconds 60] [--tokens 64] [--against transformers]
+    python -m bench.serve MODEL [--streams 200] [--seconds 60] [--tokens 24]
+    python -m bench.serve MODEL --against transformers [--streams 32] [--rounds 3] [--seconds 12]
 
-Each of the streams asks, reads its answer to the end, and asks again. Questions are greedy and few (`QUESTIONS`), and
-each was asked alone before; an answer under load is compared with the one alone. Where they part, rounding may have
-decided between two tokens of nearly the same probability: such answers are counted apart from those that are nearer to
-another question's. A stream that ends without an end, or an error that is no 429, is lost.
-With `--against transformers`, `transformers serve` is asked the same questions by as many streams.
+The first presses `luthier serve` with as many streams as it takes, and a few beyond that, which must be refused with
+429 (serve_streams.py). The status is 1 if an answer was lost or mixed up, or memory grew by over 5 % after the first
+third. The second runs `luthier serve` and `transformers serve` (with its continuous batching, or without: `--plain`)
+side by side, one of them stopped while the other is asked the same questions, in turns; the median counts.
+Both write a JSON into `--out` (bench/results otherwise).
 """
 
 import argparse
 import asyncio
 import json
 import os
+import signal
 import socket
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from os.path import commonpath
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import httpx
 
+from bench.serve_streams import QUESTIONS, Load, asked_alone, press, timed
+from luthier.runs.environment import describe_environment
+
 ROOT = Path(__file__).resolve().parents[1]
-QUESTIONS = 12
-_SUBJECTS = (
-    "rivers",
-    "bread",
-    "clocks",
-    "bees",
-    "maps",
-    "salt",
-    "bridges",
-    "snow",
-    "kites",
-    "ink",
-    "wheat",
-    "owls",
-)
-
-
-@dataclass
-class Load:
-    """What came of it."""
-
-    answers: int = 0
-    tokens: int = 0
-    parted: int = 0
-    """Answers that are not those given alone but begin as these do."""
-    mixed: int = 0
-    """Answers that belong to another question."""
-    lost: int = 0
-    busy: int = 0
-    """Refused with 429."""
-    seconds: float = 0.0
-    first: list[float] = field(default_factory=list)
-    """Seconds to the first token."""
-    resident: list[float] = field(default_factory=list)
-    """GB that the server held, over time."""
-
-    def report(self) -> dict[str, Any]:
-        """In numbers for people."""
-        first = sorted(self.first)
-        return {
-            "answers": self.answers,
-            "tokens_per_second": round(self.tokens / max(self.seconds, 1e-9), 1),
-            "parted_by_rounding": self.parted,
-            "mixed_up": self.mixed,
-            "lost": self.lost,
-            "refused_429": self.busy,
-            "median_first_token_s": round(first[len(first) // 2], 2) if first else None,
-            "resident_gb": [round(value, 2) for value in self.resident],
-        }
-
-
-def question(number: int) -> str:
-    """One of the questions; of unequal lengths."""
-    return f"Tell me {'something ' * (number % 4)}about {_SUBJECTS[number % len(_SUBJECTS)]}."
-
-
-def body(model: str, number: int, tokens: int) -> dict[str, Any]:
-    """The request."""
-    messages = [{"role": "user", "content": question(number)}]
-    return {"model": model, "messages": messages, "temperature": 0, "max_tokens": tokens, "stream": True}
-
-
-async def ask(client: httpx.AsyncClient, request: dict[str, Any], load: Load) -> str | None:
-    """The text of one answer; None if there is none. Its tokens are counted by its chunks: one for each."""
-    began, said, ended, first = time.monotonic(), [], False, True
-    async with client.stream("POST", "/v1/chat/completions", json=request) as response:
-        if response.status_code == 429:
-            load.busy += 1
-            return None
-        async for line in response.aiter_lines():
-            if not line.startswith("data: ") or line == "data: [DONE]":
-                continue
-            for choice in json.loads(line[6:]).get("choices", []):
-                if text := choice["delta"].get("content"):
-                    if first:
-                        load.first.append(time.monotonic() - began)
-                        first = False
-                    said.append(text)
-                    load.tokens += 1
-                ended |= choice.get("finish_reason") is not None
-    if response.status_code != 200 or not ended:
-        load.lost += 1
-        return None
-    return "".join(said)
-
-
-async def press(address: str, model: str, options: argparse.Namespace, pid: int) -> Load:
-    """All streams for the whole time."""
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(base_url=address, timeout=600, limits=limits) as client:
-        warm = Load()
-        alone = [await ask(client, body(model, n, options.tokens), warm) for n in range(QUESTIONS)]
-        load, end = Load(), time.monotonic() + options.seconds
-        began = time.monotonic()
-
-        async def stream(number: int) -> None:
-            while time.monotonic() < end:
-                this = number % QUESTIONS
-                number += 1
-                try:
-                    answer = await ask(client, body(model, this, options.tokens), load)
-                except httpx.HTTPError:
-                    load.lost += 1
-                    continue
-                if answer is None:
-                    await asyncio.sleep(1)
-                    continue
-                load.answers += 1
-                if answer != alone[this]:
-                    judge(load, answer, alone, this)
-
-        async def watch() -> None:
-            while time.monotonic() < end:
-                load.resident.append(resident(pid))
-                await asyncio.sleep(max(1, options.seconds / 6))
-
-        await asyncio.gather(watch(), *(stream(number) for number in range(options.streams)))
-        load.seconds = time.monotonic() - began
-        load.resident.append(resident(pid))
-    return load
-
-
-def judge(load: Load, answer: str, alone: list[str | None], this: int) -> None:
-    """Counts an answer that is not the one given alone: either no other shares more with it, or it is mixed up."""
-    shared = [len(commonpath([answer, other or ""])) for other in alone]
-    load.parted += shared[this] == max(shared)
-    load.mixed += shared[this] != max(shared)
+RESULTS = Path(__file__).with_name("results")
+BEYOND = 10
+"""Clients more than the server takes."""
+GROWTH = 0.05
 
 
 def resident(pid: int) -> float:
@@ -179,8 +61,13 @@ def served(command: list[str], port: int) -> Iterator[int]:
                 raise SystemExit("the server ended before it listened")
         yield process.pid
     finally:
+        process.send_signal(signal.SIGCONT)
         process.terminate()
-        process.wait(60)
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
 
 
 def free_port() -> int:
@@ -195,32 +82,136 @@ def command_of(name: str, options: argparse.Namespace, port: int) -> list[str]:
     model, at = options.model, ["--host", "127.0.0.1", "--port", str(port)]
     if name == "transformers":
         code = "from transformers.cli.transformers import main; main()"
-        return [sys.executable, "-c", code, "serve", model, *at, "--continuous-batching", "--device", "cpu"]
-    room = ["--answers", str(options.streams), "--queue", str(options.streams), "--offline", "--name", model]
+        batching = [] if options.plain else ["--continuous-batching"]
+        types = ["--device", "cpu", "--dtype", options.dtype]
+        return [sys.executable, "-c", code, "serve", model, *at, *types, *batching]
+    room = ["--answers", str(options.streams), "--queue", "1", "--offline", "--name", model]
     return [sys.executable, "-m", "luthier", "serve", model, *room, *at]
 
 
-def main() -> None:
+def pressed(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str, Any]:
+    """Presses our server; tells what came of it, and whether that is as it must be."""
+    port = free_port()
+    address = f"http://127.0.0.1:{port}"
+    with served(command_of("luthier", options, port), port) as pid:
+        alone = asyncio.run(asked_alone(address, options.model, options.tokens, range(QUESTIONS)))
+        load = asyncio.run(
+            press(
+                address, options.model, alone, streams=options.streams, seconds=options.seconds,
+                tokens=options.tokens, resident=lambda: resident(pid), beyond=BEYOND,
+            )
+        )  # fmt: skip
+    report = load.report(count)
+    growth = grown(load)
+    well = not load.lost and not load.mixed and load.busy and growth < GROWTH
+    return {**report, "memory_grown_by": round(growth, 4), "well": bool(well)}
+
+
+def grown(load: Load) -> float:
+    """By which share the memory grew from the first third of the time to the end."""
+    third = max(load.resident[: max(1, len(load.resident) // 3)])
+    return load.resident[-1] / third - 1
+
+
+def raced(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str, Any]:
+    """Our server and the other in turns."""
+    names = ("luthier", options.against)
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    with ExitStack() as stack:
+        ports = {name: free_port() for name in names}
+        pids = {}
+        for name in names:
+            pids[name] = stack.enter_context(served(command_of(name, options, ports[name]), ports[name]))
+            warm(ports[name], options)
+            os.kill(pids[name], signal.SIGSTOP)
+        for number in range(options.rounds):
+            for name in names if number % 2 == 0 else names[::-1]:
+                os.kill(pids[name], signal.SIGCONT)
+                load = asyncio.run(one_round(ports[name], options, number))
+                os.kill(pids[name], signal.SIGSTOP)
+                rounds[name].append(load.report(count))
+                print(name, json.dumps(rounds[name][-1]), flush=True)
+    speeds = {name: median_speed(found) for name, found in rounds.items()}
+    return {
+        **rounds,
+        "median": speeds,
+        "times": round(speeds["luthier"] / max(speeds[options.against], 1e-9), 2),
+    }
+
+
+def warm(port: int, options: argparse.Namespace) -> None:
+    """One answer, so that everything is loaded."""
+    asyncio.run(asked_alone(f"http://127.0.0.1:{port}", options.model, 4, [0]))
+
+
+async def one_round(port: int, options: argparse.Namespace, number: int) -> Load:
+    """A round, and a pause in which the server forgets the clients that left."""
+    more = {"streams": options.streams, "seconds": options.seconds, "tokens": options.tokens}
+    load = await timed(f"http://127.0.0.1:{port}", options.model, first=number, **more)
+    await asyncio.sleep(2)
+    return load
+
+
+def median_speed(found: Sequence[dict[str, Any]]) -> float:
+    """Tokens a second."""
+    return statistics.median(one["tokens_per_second"] for one in found)
+
+
+def folder(name: str) -> str:
+    """Where the model is."""
+    if Path(name).is_dir():
+        return str(Path(name).resolve())
+    from luthier.models.load import resolve_model
+
+    return str(resolve_model(name))
+
+
+def counter(model: str) -> Callable[[str], int]:
+    """Counts the tokens of a text as the model's own tokenizer has them."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(Path(model) / "tokenizer.json"))
+    return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
+    parser.add_argument("model", help="a folder, or demo:NAME")
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--tokens", type=int, default=24)
     parser.add_argument("--against", choices=["transformers"])
-    options = parser.parse_args()
-    found: dict[str, Any] = {"streams": options.streams, "tokens": options.tokens, "questions": QUESTIONS}
-    for name in ("luthier", *([options.against] if options.against else [])):
-        port = free_port()
-        with served(command_of(name, options, port), port) as pid:
-            load = asyncio.run(press(f"http://127.0.0.1:{port}", options.model, options, pid))
-        found[name] = load.report()
-        print(name, json.dumps(found[name]), flush=True)
-    if options.against:
-        ours, theirs = (found[name]["tokens_per_second"] for name in ("luthier", options.against))
-        print(f"{ours / max(theirs, 1e-9):.2f} times the tokens a second")
+    parser.add_argument("--plain", action="store_true", help="transformers without continuous batching")
+    parser.add_argument(
+        "--dtype", default="float32", help="of transformers serve; ours chooses what is fast here"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    options = parser.parse_args(arguments)
+    label, options.model = options.model, folder(options.model)
+    kind = f"serve-against-{options.against}" if options.against else "serve-load"
+    asked = {
+        name: getattr(options, name) for name in ("streams", "seconds", "tokens", "rounds", "plain", "dtype")
+    }
+    found = (raced if options.against else pressed)(options, counter(options.model))
+    date = datetime.now(UTC).strftime("%Y-%m-%d")
+    model = Path(label).name
+    result = {
+        "kind": kind,
+        "date": date,
+        "model": model,
+        "machine": describe_environment(),
+        "asked": asked,
+        "found": found,
+    }
+    result["load_average"] = [round(one, 1) for one in os.getloadavg()]
+    path = options.out / f"{kind}{'-plain' if options.plain else ''}-{date}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(found), path, sep="\n")
+    return 0 if found.get("well", True) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -114,6 +114,20 @@ def test_a_full_queue_is_429_and_says_when_to_come_again(shelf) -> None:
         assert [one.status_code for one in found] == [200, 200]
 
 
+def test_requests_that_there_is_room_for_do_not_fill_the_queue(shelf) -> None:
+    with running(shelf, native(shelf, most_rows=8, most_waiting=1)) as server:
+        found: list[int] = []
+        threads = [
+            threading.Thread(target=lambda: found.append(ask(server, max_tokens=20).status_code))
+            for _ in range(9)
+        ]
+        for thread in threads:  # all of them before the engine's first token
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert found == [200] * 9
+
+
 def test_open_requests_have_a_limit(shelf) -> None:
     engine = Scripted(shelf, held=True)
     with running(shelf, engine, doors=Doors(open_requests=1)) as server:

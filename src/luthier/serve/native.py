@@ -78,7 +78,9 @@ class NativeEngine:
                     f"{order.limit} tokens, but the server has room for {self._most_rows} answers and "
                     f"{self._cache_tokens} tokens in all; ask for fewer or shorter answers"
                 )
-            if len(self._waiting) >= self._most_waiting:
+            # Those that came since the last token are not waiting yet: there is room for some of them.
+            room = self._most_waiting + max(0, self._most_rows - self._num_going)
+            if len(self._waiting) >= room:
                 raise Busy(f"{len(self._waiting)} requests are waiting already; come again later")
             loop = asyncio.get_running_loop()
             self._waiting.append(_Taken(order, ticket, loop, order.settings.num_samples))
