@@ -1,15 +1,15 @@
 """Does every adapter, and every way to store the base, learn? One short real run each.
 
-    python -m bench.learn_adapters [NAME ...] [--steps 8] [--list]
+    python -m bench.learn_adapters [NAME ...] [--steps 6] [--list]
 
-The same small model learns the same answers by each kind of adapter: the LoRA family's own (`lora/...`), those that the
-library peft registers (`peft/...`), and LoRA beside a base in few bits (`quant/...`, each file in `kernels/quant/`).
+The same small model learns the same answers (of examples/tickets: e-mails to JSON) by each kind of adapter: the LoRA
+family's own (`lora/...`), those that the library peft registers (`peft/...`), and LoRA beside a base in few bits
+(`quant/...`, each file in `kernels/quant/`).
 The loss on held-out rows must be lower after than before; for a stored base, before is that of the stored base. What
 was found is kept row by row, so a script that was cut short goes on where it was.
 """
 
 import argparse
-import random
 import sys
 import tempfile
 import time
@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from bench import results
-from bench.held_out import SHARED, findings, put_to, trained, write_rows
+from bench.held_out import findings, put_to, trained, write_rows
+from bench.watch import ROOT
 
 LORA: dict[str, dict[str, Any]] = {
     "lora": {},
@@ -101,11 +102,11 @@ def config_of(known: argparse.Namespace, folder: Path, name: str, rows: str) -> 
 
 def chats(known: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows to learn from, and held-out ones."""
-    import json
+    sys.path.insert(0, str(ROOT / "examples" / "tickets"))
+    import make_tickets
 
-    rows = [row for row in json.loads(known.data.read_text(encoding="utf-8")) if len(row["output"]) < 600]
-    random.Random(0).shuffle(rows)
-    return rows[known.held_out :], rows[: known.held_out]
+    learn, unseen = make_tickets.make_split(400, known.held_out, seed=0)
+    return [row.to_messages() for row in learn], [row.to_messages() for row in unseen]
 
 
 def run(name: str, known: argparse.Namespace, folder: Path, learn: str, unseen: str) -> dict[str, Any]:
@@ -148,10 +149,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "names", nargs="*", help="rows such as peft/ia3, or families such as quant; all if none"
     )
     parser.add_argument("--model", default="demo:smollm2-135m")
-    parser.add_argument("--data", type=Path, default=SHARED / "alpaca_en_demo.json")
-    parser.add_argument("--steps", type=int, default=8)
-    parser.add_argument("--tokens", type=int, default=512, help="tokens a step")
-    parser.add_argument("--held-out", type=int, default=24, help="rows to judge")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--tokens", type=int, default=384, help="tokens a step")
+    parser.add_argument("--held-out", type=int, default=8, help="rows to judge")
     parser.add_argument("--list", action="store_true", help="only say which rows there are")
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the JSON")
     known = parser.parse_args(arguments)

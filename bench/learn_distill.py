@@ -12,7 +12,9 @@ closes is
 
 and the goal is a half. Rows: the short ones of the Alpaca demo of ../shared/data, or of any JSON list of rows with
 `instruction`, `input` and `output`; or the beginnings of the texts of a JSON Lines file (`--data …/c4_demo.jsonl`),
-which has something to say about every token.
+where every token is learned. With `--own` the teacher answers the instructions itself, at temperature 1, and the
+answers that end are the rows, as when a small model is to do what a larger one does: then nothing but the teacher's
+ways can be learned, and the teacher's loss is the least there is.
 """
 
 import argparse
@@ -54,21 +56,50 @@ def cut(teacher: str, layers: int, folder: Path) -> str:
     return str(folder)
 
 
-def write_short_rows(known: argparse.Namespace, folder: Path) -> None:
-    """Rows of few words, in an order drawn once: some to learn from, others held out."""
-    content = known.data.read_text(encoding="utf-8")
-    if known.data.suffix == ".jsonl":
+def short_rows(data: Path, words: int) -> list[dict[str, Any]]:
+    """Rows of few words, in an order drawn once."""
+    content = data.read_text(encoding="utf-8")
+    if data.suffix == ".jsonl":
         texts = [json.loads(line)["text"].split(" ") for line in content.splitlines()]
-        short = [{"text": " ".join(text[: known.words])} for text in texts if len(text) >= known.words]
+        short = [{"text": " ".join(text[:words])} for text in texts if len(text) >= words]
     else:
         rows = json.loads(content)
-        short = [row for row in rows if len(" ".join(map(str, row.values())).split()) <= known.words]
+        short = [row for row in rows if len(" ".join(map(str, row.values())).split()) <= words]
     random.Random(0).shuffle(short)
+    return short
+
+
+def answered(teacher: str, rows: Sequence[dict[str, Any]], number: int) -> list[dict[str, Any]]:
+    """So many of these instructions with answers that the teacher drew, of those that came to their end."""
+    from luthier.models.inference import load_for_inference
+    from luthier.serve.assistant import Assistant
+
+    assistant, found = Assistant(load_for_inference(teacher, dtype="float32")), list[dict[str, Any]]()
+    for start in range(0, len(rows), 64):
+        asked = ["\n".join(filter(None, (r["instruction"], r["input"]))) for r in rows[start : start + 64]]
+        ids = [assistant.prompt_ids(text) for text in asked]
+        said = assistant.complete(ids, max_new_tokens=96, temperature=1.0, seed=start)
+        pairs = [(text, one.text) for text, (one,) in zip(asked, said, strict=True) if one.finish == "eos"]
+        found += [
+            {"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]}
+            for q, a in pairs
+            if a.strip()
+        ]
+        if len(found) >= number:
+            break
+    return found[:number]
+
+
+def write_files(known: argparse.Namespace, folder: Path) -> None:
+    """Some rows to learn from, others held out."""
     wanted = known.held_out + known.rows
-    if len(short) < wanted:
-        raise SystemExit(f"{known.data} has {len(short)} rows of {known.words} words, not {wanted}")
-    write_rows(folder / "held-out.jsonl", short[: known.held_out])
-    write_rows(folder / "train.jsonl", short[known.held_out : wanted])
+    rows = short_rows(known.data, known.words)
+    if known.own:
+        rows = answered(known.teacher, rows, wanted)
+    if len(rows) < wanted:
+        raise SystemExit(f"{known.data} has {len(rows)} rows of {known.words} words, not {wanted}")
+    write_rows(folder / "held-out.jsonl", rows[: known.held_out])
+    write_rows(folder / "train.jsonl", rows[known.held_out : wanted])
 
 
 def config_of(known: argparse.Namespace, folder: Path, name: str, **sections: Any) -> dict[str, Any]:
@@ -118,6 +149,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--teacher", default="demo:smollm2-135m")
     parser.add_argument("--layers", type=int, default=26, help="layers of the student")
     parser.add_argument("--data", type=Path, default=SHARED / "alpaca_en_demo.json")
+    parser.add_argument("--own", action="store_true", help="the teacher answers the instructions itself")
     parser.add_argument("--rows", type=int, default=64, help="rows to learn from")
     parser.add_argument("--words", type=int, default=60, help="words of the longest row")
     parser.add_argument("--held-out", type=int, default=24)
@@ -131,7 +163,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     notes = findings("learn-distill", known)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_short_rows(known, folder)
+        write_files(known, folder)
         cut(known.teacher, known.layers, folder / "student")
         plain = config_of(known, folder, "sft", method="sft")
         taught = config_of(
