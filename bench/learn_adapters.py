@@ -10,6 +10,7 @@ was found is kept row by row, so a script that was cut short goes on where it wa
 """
 
 import argparse
+import importlib
 import sys
 import tempfile
 import time
@@ -103,9 +104,7 @@ def config_of(known: argparse.Namespace, folder: Path, name: str, rows: str) -> 
 def chats(known: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Rows to learn from, and held-out ones."""
     sys.path.insert(0, str(ROOT / "examples" / "tickets"))
-    import make_tickets
-
-    learn, unseen = make_tickets.make_split(400, known.held_out, seed=0)
+    learn, unseen = importlib.import_module("make_tickets").make_split(400, known.held_out, seed=0)
     return [row.to_messages() for row in learn], [row.to_messages() for row in unseen]
 
 
