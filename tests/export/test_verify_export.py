@@ -1,6 +1,7 @@
 """`luthier export` compares what it wrote with what was trained, and never calls another model a success."""
 
 import json
+from collections.abc import Sized
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,18 @@ def test_an_adapter_is_the_same_in_peft_and_another_one_is_refused(tmp_path: Pat
     assert written(folder, "adapter.json")["verdict"] == "different"
 
 
+def test_without_peft_an_adapter_is_written_and_told_not_to_be_verified(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("luthier.export.verify.engines.peft.installed", lambda: False)
+    folder = finished(tmp_path)
+    assert main(["export", str(folder.path), "--to", "adapter"]) == 0
+    out = capsys.readouterr().out
+    assert "Not verified: PEFT, which loads an adapter, is not installed" in out and "luthier[peft]" in out
+    assert "Verdict" not in out and not (folder.path / "verification").exists()
+    assert (folder.path / "adapter-export" / "adapter_model.safetensors").is_file()
+
+
 @pytest.mark.parametrize("what", ["weights", "tokenizer"])
 def test_a_folder_that_is_another_model_is_marked_and_is_an_error(
     what: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -154,7 +167,7 @@ def test_prompts_are_the_rows_up_to_their_answer(data: str, source: str, tmp_pat
             lambda line: None,
             tmp_path / "scratch",
         )
-        assert built.held_out is not None
+        assert isinstance(built.held_out, Sized)
         held = [built.held_out.example(i).segments[0].ids.tolist() for i in range(len(built.held_out))]
         assert all(any(row[: len(one.ids)] == list(one.ids) for row in held) for one in found.prompts)
 
@@ -170,7 +183,7 @@ def test_without_the_rows_texts_of_our_own_are_asked_and_it_is_said(tmp_path: Pa
     ]
 
 
-NONE = Distance(4, 100, 4, 4, 4, 0.0, 0.0, 5.0, 1.0, 1.0, 0.0, 0.0, 4, 0, 40)
+NONE = Distance(4, 720, 4, 4, 4, 0.0, 0.0, 5.0, 1.0, 700, 700, 0.0, 0.0, 4, 0, 40)
 
 
 @pytest.mark.parametrize(
@@ -182,7 +195,9 @@ NONE = Distance(4, 100, 4, 4, 4, 0.0, 0.0, 5.0, 1.0, 1.0, 0.0, 0.0, 4, 0, 40)
         ({"mean_kl": 2e-3}, "mean KL is 0.002 nats, more than 0.001"),
         ({"mean_kl": float("nan")}, "no numbers"),
         ({"top1": 0.5}, None),
-        ({"clear_top1": 0.99}, "99.00% of the clear places"),
+        ({"clear_agreed": 697}, None),
+        ({"clear_agreed": 696}, "another at 4 of 700 clear places, 99.43% the same and not 99.9%"),
+        ({"clear": 0, "clear_agreed": 0}, None),
         ({"spread": 0.06}, "logits differ by 0.06 of their spread"),
         ({"same_ids": 3}, "1 of 4 prompts become other tokens"),
         ({"same_prompt": 2}, "2 of 4 conversations"),

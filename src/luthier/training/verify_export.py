@@ -11,6 +11,7 @@ from luthier.config.tree import Config
 from luthier.errors import RunError
 from luthier.export.gguf.llama import installed
 from luthier.export.job import Job, Written
+from luthier.export.verify.engines import peft
 from luthier.export.verify.engines._torch import TorchModel
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
 from luthier.export.verify.engines.peft import InPeft
@@ -83,6 +84,8 @@ def verify_written(
     form = form_of(written)
     if form is None:
         return "there is no program here that runs this form by itself"
+    if form == "adapter" and not peft.installed():
+        return peft.NEEDED
     return verify_export(
         job.config,
         job.folder,

@@ -64,8 +64,10 @@ class Distance:
     """Mean KL(trained ‖ uniform) in nats: all that the trained model knows."""
     top1: float
     """Share of places with the same likeliest token."""
-    clear_top1: float
-    """The same over places where the trained model's choice is clear."""
+    clear: int
+    """Places where the trained model's choice is clear."""
+    clear_agreed: int
+    """Those of them with the same likeliest token."""
     largest_difference: float
     """Of any logit."""
     spread: float
@@ -79,15 +81,18 @@ class Distance:
     first_difference: str = ""
     """The first prompt whose tokens, text or answer differ, in words."""
 
+    @property
+    def clear_top1(self) -> float:
+        """Share of clear places with the same likeliest token; 1 if there is none."""
+        return self.clear_agreed / self.clear if self.clear else 1.0
+
 
 def ask(model: TorchModel, prompts: Sequence[Prompt], most: int, ends: Collection[int]) -> list[Said]:
     """What the trained model says to each prompt, with answers of at most `most` tokens up to one of `ends`."""
     found = []
     for prompt in prompts:
-        answer = model.greedy(prompt.ids, most, ends)
-        fed = [*prompt.ids, *answer[:-1]]
-        last = min(len(prompt.ids), PLACES) + len(answer) - 1
-        found.append(Said(prompt, tuple(answer), model.logits(fed, last)))
+        answer, logits_TV = model.answer(prompt.ids, most, ends, PLACES)
+        found.append(Said(prompt, tuple(answer), logits_TV))
         if not bool(found[-1].logits_TV.isfinite().all()):
             raise RunError("the trained model's logits are not finite, so nothing can be compared with them.")
     return found
@@ -184,7 +189,8 @@ class _Totals:
             largest_kl=float(kl.max()),
             knows=self.knows / self.places,
             top1=self.agreed / self.places,
-            clear_top1=self.clear_agreed / self.clear if self.clear else 1.0,
+            clear=self.clear,
+            clear_agreed=self.clear_agreed,
             largest_difference=self.largest,
             spread=(self.squares / self.own_squares) ** 0.5 if self.own_squares else 0.0,
             same_text=self.same_text,

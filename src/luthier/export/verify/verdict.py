@@ -129,8 +129,8 @@ def table(verdict: Verdict) -> str:
         ("mean KL", f"{found.mean_kl:.2g} nats{_most(bounds.mean_kl)}; the largest {found.largest_kl:.2g}"),
         (
             "likeliest token",
-            f"{found.top1:.2%} the same, {found.clear_top1:.2%} where the choice is clear"
-            + (f" (at least {bounds.clear_top1:.1%})" if bounds.clear_top1 is not None else ""),
+            f"{found.top1:.2%} the same, {found.clear_agreed} of {found.clear} where the choice is clear"
+            + (f" (about {bounds.clear_top1:.1%})" if bounds.clear_top1 is not None else ""),
         ),
         ("logits", f"differ by at most {found.largest_difference:.2g}, {found.spread:.2g} of their spread"),
         ("greedy answers", _answers(found)),

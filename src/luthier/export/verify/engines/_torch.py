@@ -59,15 +59,26 @@ class TorchModel:
 
     def greedy(self, ids: Sequence[int], most: int, ends: Collection[int]) -> list[int]:
         """The likeliest next tokens, with the model's own cache."""
+        return self.answer(ids, most, ends, 1)[0]
+
+    def answer(
+        self, ids: Sequence[int], most: int, ends: Collection[int], last: int
+    ) -> tuple[list[int], Tensor]:
+        """The same, with the scores behind the last `last` of `ids` and behind all but the last of the answer: [T, V],
+        fp32. Every token is fed once."""
         found: list[int] = []
+        scores: list[Tensor] = []
         fed, cache = self._tensor(ids), None
         with torch.no_grad():
             while len(found) < most and (not found or found[-1] not in ends):
                 out = self._model(input_ids=fed, past_key_values=cache, use_cache=True)
                 cache = out.past_key_values
-                found.append(int(out.logits[0, -1].argmax()))
+                scores.append(
+                    out.logits[0, -last:].float().cpu().clone()
+                )  # not the whole prompt's, kept alive
+                found.append(int(scores[-1][-1].argmax()))
                 fed = self._tensor(found[-1:])
-        return found
+        return found, torch.cat(scores) if scores else torch.empty(0, 0)
 
     def _tensor(self, ids: Sequence[int]) -> Tensor:
         return torch.tensor([list(ids)], device=next(self._model.parameters()).device)

@@ -1,5 +1,6 @@
 """Base model and adapter folder, put together by PEFT."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -10,6 +11,13 @@ from luthier.models.inference import load_tokenizer_folder
 from luthier.models.load import load_model
 from luthier.models.new_tokens import make_room
 from luthier.models.quantised.load import Quantisation, open_all
+
+NEEDED = "PEFT, which loads an adapter, is not installed: pip install 'luthier[peft]'"
+
+
+def installed() -> bool:
+    """Whether PEFT is there."""
+    return find_spec("peft") is not None
 
 
 class InPeft(TorchModel):
@@ -26,10 +34,10 @@ class InPeft(TorchModel):
     name = "PEFT"
 
     def __init__(self, base: Path, adapter: Path, quantisation: Quantisation | None = None):
-        try:
-            from peft import PeftModel
-        except ImportError as error:
-            raise ModelError("checking an adapter in PEFT needs it: pip install 'luthier[peft]'") from error
+        if not installed():
+            raise ModelError(f"{adapter} cannot be checked: {NEEDED}.")
+        from peft import PeftModel
+
         own = adapter if (adapter / "tokenizer_config.json").is_file() else base
         tokenizer = load_tokenizer_folder(own)
         model = load_model(base, torch.float32, torch.device("cpu"), quantisation)
