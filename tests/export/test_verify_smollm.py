@@ -37,7 +37,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
         "data": {"path": str(root / "rows.jsonl"), "eval_rows": 50},
         "lora": {"rank": 8},
         "optim": {"lr": 1e-3},
-        "train": {"max_steps": 4, "tokens_per_step": 256},
+        "train": {"steps": 4, "tokens_per_step": 256},
         "run": {"root": str(root / "runs"), "name": "tuned"},
         "eval": {"samples": 0},
     }
