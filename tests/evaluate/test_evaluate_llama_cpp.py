@@ -10,10 +10,11 @@ from luthier.data.chat import ChatTemplate
 from luthier.data.prepare import prepare
 from luthier.errors import DataError
 from luthier.evaluate.answers import question_of
+from luthier.evaluate.compare import Measured, engine_notes
 from luthier.evaluate.journal import Answered
 from luthier.evaluate.llama_file import LlamaFile, answer_in, predicted_by
 from luthier.evaluate.measure import measure
-from luthier.evaluate.task import evaluate
+from luthier.evaluate.task import Evaluation, evaluate
 from luthier.evaluate.variants import DECODED, LLAMA_CPP, Variant, variants_of
 from luthier.export.gguf.llama import installed
 from luthier.export.verify.engines._torch import TorchModel
@@ -61,6 +62,8 @@ def test_the_file_is_measured_by_what_is_installed(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(b"GGUF")
     ((found),) = variants_of(str(tmp_path / "model.gguf"), ())
     assert found.engine == (LLAMA_CPP if installed() else DECODED)
+    told = engine_notes([Measured(found.label, found.engine, 4, Evaluation(0, 0.0, {}))])
+    assert len(told) == 1 and ("llama.cpp itself" in told[0]) == installed()
     other = Variant(found.label, found.name, engine=DECODED if installed() else LLAMA_CPP)
     assert found.key() != other.key()  # results of one are not gone on with in the other
 

@@ -21,6 +21,7 @@ from luthier.models.quantised.load import Quantisation, num_weights, open_all, q
 from luthier.models.quantised.reader import lazy_tensors
 from luthier.models.tripwire import choose_policy, probe
 from luthier.models.value_head import Head, load_with_head
+from quantised_models import with_adapter
 from tiny_models import FAMILIES, tiny_gpt2
 
 CPU = torch.device("cpu")
@@ -52,15 +53,6 @@ def gradients(model: PreTrainedModel, *, fused: bool) -> tuple[Tensor, dict[str,
     (logp_N * torch.linspace(0.5, 1.5, len(logp_N))).sum().backward()
     found = {name: p.grad for name, p in adapter_parameters(model).items() if p.grad is not None}
     return logp_N.detach(), found, said
-
-
-def with_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    apply_lora(model, rank=4, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.lora_B.data.normal_(0, 0.02, generator=generator)
-    return model
 
 
 @pytest.mark.parametrize("shards", ["5GB", "10KB"])

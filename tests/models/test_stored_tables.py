@@ -20,13 +20,14 @@ from luthier.kernels.quant.nf4 import NF4
 from luthier.models.decoding.check import check
 from luthier.models.fused.check import fuse_checked
 from luthier.models.load import load_model
-from luthier.models.lora import LoraLinear, adapter_parameters, apply_lora, merge_adapters
+from luthier.models.lora import adapter_parameters, apply_lora, merge_adapters
 from luthier.models.quantised.embeddings import StoredEmbedding, StoredHead
 from luthier.models.quantised.load import Quantisation, num_weights, open_all, quantised, storage_note
 from luthier.models.quantised.tables import stored_tables, table_weights
 from luthier.models.token_rows import TokenRows
 from luthier.models.tripwire import choose_policy, probe
 from luthier.models.value_head import Head, load_with_head
+from quantised_models import with_adapter
 from tiny_models import FAMILIES
 
 CPU = torch.device("cpu")
@@ -52,15 +53,6 @@ def opened(folder: Path, how: Quantisation = HOW) -> PreTrainedModel:
     model = loaded(folder, how)
     open_all(model)
     assert not quantised(model) and not stored_tables(model)
-    return model
-
-
-def with_adapter(model: PreTrainedModel) -> PreTrainedModel:
-    apply_lora(model, rank=4, generator=torch.Generator().manual_seed(0))
-    generator = torch.Generator().manual_seed(1)
-    for module in model.modules():
-        if isinstance(module, LoraLinear):
-            module.lora_B.data.normal_(0, 0.02, generator=generator)
     return model
 
 

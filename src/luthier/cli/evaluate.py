@@ -161,6 +161,8 @@ def _tell(measured: "list[Measured]", compare: bool, as_json: bool, votes: "Outc
 
 
 def _tell_one(measured: "Measured") -> None:
+    from luthier.evaluate.compare import engine_notes
+
     found = measured.found
     ranges = found.intervals
 
@@ -174,6 +176,8 @@ def _tell_one(measured: "Measured") -> None:
         print(f"bits per byte: {found.bits_per_byte:.4f}{behind('bits_per_byte')}")
     for label, value in found.values.items():
         print(f"{label.replace('_', ' ')}: {value:.3f}{behind(label)}")
+    for note in engine_notes([measured]):
+        print(note)
     if found.journal:
         print(f"each row: {found.journal}", file=sys.stderr)
 

@@ -84,6 +84,15 @@ def notes(measured: Sequence[Measured]) -> list[str]:
         "In brackets 95 % intervals: Wilson's for shares of rows, else the bootstrap over rows; differences are "
         "drawn row by row, * where zero lies outside. Tokens a second: answers, many at once, with what else ran here."
     ]
+    told += engine_notes(measured)
+    if not same_tokens(measured):
+        told.append("The models cut the rows into other tokens, so loss and perplexity cannot be compared.")
+    return told
+
+
+def engine_notes(measured: Sequence[Measured]) -> list[str]:
+    """Which GGUF files were computed by what."""
+    told: list[str] = []
     if decoded := _labels(measured, DECODED):
         told.append(
             f"{decoded}: decoded and computed by transformers. llama.cpp computes the same file with another speed "
@@ -91,8 +100,6 @@ def notes(measured: Sequence[Measured]) -> list[str]:
         )
     if in_llama_cpp := _labels(measured, LLAMA_CPP):
         told.append(f"{in_llama_cpp}: computed by llama.cpp itself, one answer after another.")
-    if not same_tokens(measured):
-        told.append("The models cut the rows into other tokens, so loss and perplexity cannot be compared.")
     return told
 
 
