@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from bench.serve_streams import QUESTIONS, Load, asked_alone, press, timed
+from bench.serve_streams import FIRST_DRAWN, Load, asked_alone, press, timed
 from luthier.runs.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -82,7 +82,8 @@ def command_of(name: str, options: argparse.Namespace, port: int) -> list[str]:
     model, at = options.model, ["--host", "127.0.0.1", "--port", str(port)]
     if name == "transformers":
         code = "from transformers.cli.transformers import main; main()"
-        batching = [] if options.plain else ["--continuous-batching"]
+        room = ["--cb-num-blocks", "512", "--cb-max-batch-tokens", "1024"]  # else it takes most of the memory
+        batching = [] if options.plain else ["--continuous-batching", *room]
         types = ["--device", "cpu", "--dtype", options.dtype]
         return [sys.executable, "-c", code, "serve", model, *at, *types, *batching]
     room = ["--answers", str(options.streams), "--queue", "1", "--offline", "--name", model]
@@ -93,11 +94,12 @@ def pressed(options: argparse.Namespace, count: Callable[[str], int]) -> dict[st
     """Presses our server; tells what came of it, and whether that is as it must be."""
     port = free_port()
     address = f"http://127.0.0.1:{port}"
+    numbers = [*range(options.questions), *range(FIRST_DRAWN, FIRST_DRAWN + options.questions)]
     with served(command_of("luthier", options, port), port) as pid:
-        alone = asyncio.run(asked_alone(address, options.model, options.tokens, range(QUESTIONS)))
+        alone = asyncio.run(asked_alone(address, options.model, options.tokens, numbers))
         load = asyncio.run(
             press(
-                address, options.model, alone, streams=options.streams, seconds=options.seconds,
+                address, options.model, alone, numbers, streams=options.streams, seconds=options.seconds,
                 tokens=options.tokens, resident=lambda: resident(pid), beyond=BEYOND,
             )
         )  # fmt: skip
@@ -145,10 +147,10 @@ def warm(port: int, options: argparse.Namespace) -> None:
 
 
 async def one_round(port: int, options: argparse.Namespace, number: int) -> Load:
-    """A round, and a pause in which the server forgets the clients that left."""
+    """A round; then one more answer, which waits for whatever the server still does for the clients that left."""
     more = {"streams": options.streams, "seconds": options.seconds, "tokens": options.tokens}
     load = await timed(f"http://127.0.0.1:{port}", options.model, first=number, **more)
-    await asyncio.sleep(2)
+    await asked_alone(f"http://127.0.0.1:{port}", options.model, 2, [0])
     return load
 
 
@@ -182,6 +184,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--streams", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--questions", type=int, default=6, help="greedy ones, and as many that are drawn")
     parser.add_argument("--against", choices=["transformers"])
     parser.add_argument("--plain", action="store_true", help="transformers without continuous batching")
     parser.add_argument(
@@ -193,7 +196,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     label, options.model = options.model, folder(options.model)
     kind = f"serve-against-{options.against}" if options.against else "serve-load"
     asked = {
-        name: getattr(options, name) for name in ("streams", "seconds", "tokens", "rounds", "plain", "dtype")
+        name: getattr(options, name)
+        for name in ("streams", "seconds", "tokens", "questions", "rounds", "plain", "dtype")
     }
     found = (raced if options.against else pressed)(options, counter(options.model))
     date = datetime.now(UTC).strftime("%Y-%m-%d")

@@ -30,6 +30,8 @@ _SUBJECTS = (
     "owls",
 )
 QUESTIONS = 2 * len(_SUBJECTS)
+FIRST_DRAWN = len(_SUBJECTS)
+"""The number of the first question that is not greedy."""
 PAUSE = 0.5
 """Seconds after which a client that was refused comes again."""
 
@@ -81,7 +83,7 @@ def body(model: str, number: int, tokens: int) -> dict[str, Any]:
     """One of the questions, of unequal lengths: the first half greedy, the others drawn."""
     subject = _SUBJECTS[number % len(_SUBJECTS)]
     text = f"Tell me {'something ' * (number % 4)}about {subject}."
-    drawn = {"temperature": 0.8, "seed": number} if number >= len(_SUBJECTS) else {"temperature": 0}
+    drawn = {"temperature": 0.8, "seed": number} if number >= FIRST_DRAWN else {"temperature": 0}
     return {
         "model": model,
         "messages": [{"role": "user", "content": text}],
@@ -164,6 +166,7 @@ async def press(
     address: str,
     model: str,
     alone: Sequence[str],
+    numbers: Sequence[int],
     *,
     streams: int,
     seconds: float,
@@ -171,14 +174,18 @@ async def press(
     resident: Callable[[], float] | None = None,
     beyond: int = 0,
 ) -> Load:
-    """So many streams for a while; what is under way at the end is finished. `beyond` more may be refused."""
+    """So many streams for a while; what is under way at the end is finished. `beyond` more may be refused.
+
+    Args:
+        alone: the answers to the questions with these `numbers`, asked alone.
+    """
     load, end, began = Load(), time.monotonic() + seconds, time.monotonic()
 
     async def stream(number: int, client: httpx.AsyncClient) -> None:
         while time.monotonic() < end:
             this = number % len(alone)
             number += 1
-            answer = await ask(client, body(model, this, tokens), load)
+            answer = await ask(client, body(model, numbers[this], tokens), load)
             if answer is None:
                 await asyncio.sleep(PAUSE)
                 continue

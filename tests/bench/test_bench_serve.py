@@ -46,10 +46,11 @@ def test_fifty_streams_get_whole_answers_of_their_own_and_those_beyond_a_429(she
         free = free_blocks(server)
 
         async def press() -> streams.Load:
-            alone = await streams.asked_alone(server.address, "tiny", TOKENS, range(streams.QUESTIONS))
+            numbers = range(streams.QUESTIONS)
+            alone = await streams.asked_alone(server.address, "tiny", TOKENS, numbers)
             assert len(set(alone)) > streams.QUESTIONS // 2  # else nothing could be seen to be mixed up
             more = {"streams": STREAMS, "seconds": 3, "tokens": TOKENS, "beyond": 10}
-            load = await streams.press(server.address, "tiny", alone, **more)
+            load = await streams.press(server.address, "tiny", alone, numbers, **more)
             await until_settled(server)
             return load
 

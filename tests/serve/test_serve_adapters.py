@@ -109,3 +109,9 @@ def test_what_is_no_adapter_is_told(folder: Path, tmp_path: Path) -> None:
         load_shelf(str(folder / "base"), {"x": tmp_path}, **CPU)
     with pytest.raises(ConfigError, match="the model itself is called so"):
         load_shelf(str(folder / "base"), {"base": folder / "first"}, **CPU)
+
+
+def test_an_adapter_of_a_base_of_other_shapes_is_refused(folder: Path, tmp_path: Path) -> None:
+    other = save_tiny_model(tmp_path / "wide", hidden_size=48)
+    with pytest.raises(ModelError, match="first"):
+        load_shelf(str(other), {"x": folder / "first"}, **CPU)

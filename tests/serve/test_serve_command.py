@@ -82,8 +82,13 @@ def test_it_serves_with_a_key_and_finishes_what_was_begun(folder: Path) -> None:
 
 def test_a_server_that_others_can_reach_warns_without_a_key(folder: Path) -> None:
     environment = {"LUTHIER_API_KEY": ""}
-    with served(folder, "--host", "0.0.0.0", "--name", "mine", **environment) as (_, address, lines):
+    options = ["--host", "0.0.0.0", "--name", "mine", "--cache-tokens", "256"]
+    with served(folder, *options, **environment) as (_, address, lines):
         port = address.rpartition(":")[2]
         reply = client(f"http://127.0.0.1:{port}").completions.create(model="mine", prompt="a", max_tokens=2)
         assert reply.choices
+        # whoever does not say how long the answer may be gets one that there is room for
+        chat = client(f"http://127.0.0.1:{port}").chat.completions.create(model="mine", messages=ASKED)
+        assert chat.usage is not None and chat.usage.completion_tokens <= 128
+    assert "answers have at most 128 tokens where a request does not say" in "".join(lines)
     assert "warning: 0.0.0.0 can be reached by others and there is no key" in "".join(lines)

@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,8 +15,11 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from luthier.errors import ConfigError  # noqa: E402
+from luthier.serve.app import make_app  # noqa: E402
 from luthier.serve.gate import Doors  # noqa: E402
+from luthier.serve.place import take_place  # noqa: E402
 from luthier.serve.prompts import Limits  # noqa: E402
+from luthier.serve.run import Server, serve  # noqa: E402
 from luthier.serve.shelf import Offered  # noqa: E402
 from serve_parts import Running, Scripted, native, running, tiny_shelf  # noqa: E402
 
@@ -224,6 +228,39 @@ def test_wrong_options_are_told_before_anything_is_loaded(capsys, tmp_path) -> N
     assert main(["serve", "no/such", "--api-key", "", "--port", "1"]) == 2
     assert "API key is empty" in capsys.readouterr().err
     assert main(["serve", "no/such", "--port", "70000"]) == 2
+
+
+def test_a_place_that_cannot_be_listened_on_is_told_before_anything_is_loaded(capsys) -> None:
+    from luthier.cli.main import main
+
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = str(other.getsockname()[1])
+        assert main(["serve", "no/such", "--port", port]) == 2
+        assert f"--port {port} is taken by another program" in (told := capsys.readouterr().err)
+        assert "Loading" not in told
+    for host, why in (("203.0.113.7", "is no address of this machine"), ("a..b", "there is no such address")):
+        assert main(["serve", "no/such", "--port", "0", "--host", host]) == 2
+        assert why in (told := capsys.readouterr().err) and "Loading" not in told
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "0.0.0.0"])
+def test_a_place_that_was_taken_is_listened_on(shelf, host: str) -> None:
+    engine = Scripted(shelf)
+    with take_place(host, 0) as place:
+        port = place.getsockname()[1]
+        with pytest.raises(httpx.ConnectError):  # nobody waits for a model that loads
+            httpx.get(f"http://127.0.0.1:{port}/health")
+        server = Server(make_app(shelf, engine), host=host, port=port, patience=1)
+        thread = threading.Thread(target=serve, args=(server, engine, place), daemon=True)
+        thread.start()
+        until(lambda: server.started)
+        assert httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200
+        assert server.address.endswith(f":{port}")
+        server.close()
+        thread.join(20)
+        assert not thread.is_alive()
 
 
 def test_a_missing_package_is_named(monkeypatch) -> None:

@@ -91,7 +91,10 @@ def test_broken_bodies_are_400(client, body: bytes) -> None:
 
 
 def test_unknown_routes_and_methods(client) -> None:
-    assert client.get("/v2/nothing").status_code == 404
+    missing = client.post("/chat/completions", json=ASK)
+    assert missing.status_code == 404
+    assert missing.json()["error"]["message"].endswith("did you mean /v1/chat/completions?")
+    assert client.get("/").status_code == 404 and "the API is under /v1" in client.get("/").text
     assert client.get(CHAT).status_code == 405
     assert client.request("DELETE", "/v1/models").status_code == 405
     assert client.get("/v1/models/no%2Fsuch").status_code == 404

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from luthier.errors import ConfigError
 
 if TYPE_CHECKING:
+    from socket import socket
+
     from luthier.models.embedder import Embedder
     from luthier.serve.shelf import Offered
 
@@ -45,6 +47,14 @@ def start(wishes: Wishes) -> None:
     adapters = named_paths(wishes.adapters)
     refuse_missing()
     refuse_bad_keys(wishes.keys)
+    from luthier.serve.place import take_place
+
+    with take_place(wishes.host, wishes.port) as place:
+        _serve(wishes, adapters, place)
+
+
+def _serve(wishes: Wishes, adapters: dict[str, Path], place: "socket") -> None:
+    """Loads the models and serves them."""
     note(f"Loading {wishes.name} ...")
 
     from luthier.serve.app import make_app
@@ -68,20 +78,11 @@ def start(wishes: Wishes) -> None:
         most_waiting=wishes.queue,
     )
     engine.start()
-    limits = Limits(wishes.max_prompt_tokens, wishes.max_answer_tokens, wishes.usual_answer_tokens)
+    usual = min(wishes.usual_answer_tokens, max(1, tokens // 2))
+    limits = Limits(wishes.max_prompt_tokens, wishes.max_answer_tokens, usual)
     doors = Doors(wishes.keys, wishes.max_body, wishes.answers + wishes.queue)
     gate = make_app(shelf, engine, limits=limits, doors=doors, embedders=embedders)
-    for name in shelf:
-        note(f"{name}: {engine.ways[name]}")
-    if shelf:
-        note(
-            f"room for {wishes.answers} answers and {tokens:,} tokens at a time; {wishes.queue} requests wait"
-        )
-    if wishes.host not in _LOCAL and not wishes.keys:
-        note(
-            f"warning: {wishes.host} can be reached by others and there is no key, so everybody may ask; "
-            "set LUTHIER_API_KEY"
-        )
+    _tell(wishes, shelf, engine.ways, tokens, usual)
     server = Server(
         gate,
         host=wishes.host,
@@ -91,7 +92,29 @@ def start(wishes: Wishes) -> None:
             f"Serving {', '.join([*shelf, *embedders])} at {address}/v1 (Ctrl-C ends)"
         ),
     )
-    serve(server, engine)
+    serve(server, engine, place)
+
+
+def _tell(wishes: Wishes, shelf: "dict[str, Offered]", ways: dict[str, str], tokens: int, usual: int) -> None:
+    """What a person should know before the first request."""
+    for name, offered in shelf.items():
+        note(f"{name}: {ways[name]}")
+        if offered.loaded.template is None:
+            note(f"{name} has no chat template, so it only answers /v1/completions")
+    if shelf:
+        note(
+            f"room for {wishes.answers} answers and {tokens:,} tokens at a time; {wishes.queue} requests wait"
+        )
+    if shelf and usual < wishes.usual_answer_tokens:
+        note(
+            f"answers have at most {usual:,} tokens where a request does not say, not "
+            f"{wishes.usual_answer_tokens:,}: half of the room"
+        )
+    if wishes.host not in _LOCAL and not wishes.keys:
+        note(
+            f"warning: {wishes.host} can be reached by others and there is no key, so everybody may ask; "
+            "set LUTHIER_API_KEY"
+        )
 
 
 def named_paths(given: tuple[str, ...]) -> dict[str, Path]:

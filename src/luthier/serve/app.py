@@ -52,6 +52,7 @@ def make_app(
     api = Api(shelf, engine, limits or Limits(), metrics, silent)
     catalogue, embeddings = Catalogue(shelf, embedders), Embeddings(embedders, list(shelf), metrics)
     app = FastAPI(title="luthier serve", docs_url=None, redoc_url=None)
+    app.state.routes = ROUTES
     app.state.fields = {
         CHAT: _fields(ChatRequest),
         COMPLETIONS: _fields(CompletionRequest),

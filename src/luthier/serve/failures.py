@@ -15,6 +15,7 @@ from luthier.serve.engine import Busy, EngineFailed, TooLarge
 
 RETRY_AFTER = 2
 """Seconds after which a refused client may come again."""
+NO_ROUTE = "there is no such route; the API is under /v1, and GET /openapi.json describes it"
 _KINDS = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -89,7 +90,11 @@ async def on_error(request: Request, error: Exception) -> JSONResponse:
 async def on_http(request: Request, error: Exception) -> JSONResponse:
     """Handles unknown routes, wrong methods and bodies that cannot be read."""
     assert isinstance(error, HTTPException)
-    response = Refusal(error.status_code, str(error.detail)).response()
+    message = str(error.detail)
+    if error.status_code == 404:
+        near = get_close_matches(request.url.path, request.app.state.routes, 1)
+        message = f"there is no such route; did you mean {near[0]}?" if near else NO_ROUTE
+    response = Refusal(error.status_code, message).response()
     response.headers.update(error.headers or {})  # such as the methods that there are
     return response
 

@@ -1,7 +1,9 @@
 """The server's life: it listens, and when it is asked to end it finishes what was begun, up to a limit."""
 
+import errno
 import logging
 import signal
+import socket
 import time
 from collections.abc import Callable
 from types import FrameType
@@ -10,6 +12,7 @@ import uvicorn
 
 from luthier.serve.engine import Engine
 from luthier.serve.gate import Gate
+from luthier.serve.place import no_place
 
 
 class Server(uvicorn.Server):
@@ -75,10 +78,21 @@ class Server(uvicorn.Server):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def serve(server: Server, engine: Engine) -> None:
-    """Runs the server until it is asked to end; then ends the engine, which was started."""
+def serve(server: Server, engine: Engine, place: socket.socket | None = None) -> None:
+    """Runs the server until it is asked to end; then ends the engine, which was started.
+
+    Args:
+        place: where it listens (`take_place`), as the server's host and port say.
+
+    Raises:
+        ConfigError: another program has begun to listen there.
+    """
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
     try:
-        server.run()
+        server.run(sockets=None if place is None else [place])
+    except OSError as error:
+        if error.errno != errno.EADDRINUSE:
+            raise
+        raise no_place(server.config.host, server.config.port, error) from error
     finally:
         engine.stop()
