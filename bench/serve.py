@@ -4,9 +4,10 @@
     python -m bench.serve MODEL --against transformers [--streams 32] [--rounds 3] [--seconds 12]
 
 The first presses `luthier serve` with as many streams as it takes, and a few beyond that, which must be refused with
-429 (serve_streams.py). The status is 1 if an answer was lost or mixed up, or memory grew by over 5 % after the first
-third. The second runs `luthier serve` and `transformers serve` (with its continuous batching, or without: `--plain`)
-side by side, one of them stopped while the other is asked the same questions, in turns; the median counts.
+429 (serve_streams.py). The status is 1 if an answer was lost or mixed up, or memory grew by over 5 % once every
+stream had an answer. The second runs `luthier serve` and `transformers serve` (with its continuous batching, or
+without: `--plain`) side by side, one of them stopped while the other is asked the same questions, in turns; the
+median counts.
 Both write a JSON into `--out` (bench/results otherwise).
 """
 
@@ -104,15 +105,16 @@ def pressed(options: argparse.Namespace, count: Callable[[str], int]) -> dict[st
             )
         )  # fmt: skip
     report = load.report(count)
-    growth = grown(load)
-    well = not load.lost and not load.mixed and load.busy and growth < GROWTH
-    return {**report, "memory_grown_by": round(growth, 4), "well": bool(well)}
+    growth = grown(load, options.streams)
+    well = not load.lost and not load.mixed and load.busy and (growth or 0) < GROWTH
+    return {**report, "memory_grown_by": growth and round(growth, 4), "well": bool(well)}
 
 
-def grown(load: Load) -> float:
-    """By which share the memory grew from the first third of the time to the end."""
-    third = max(load.resident[: max(1, len(load.resident) // 3)])
-    return load.resident[-1] / third - 1
+def grown(load: Load, streams: int) -> float | None:
+    """By which share the memory grew to the end since every stream had an answer; None: there was no time for that."""
+    pairs = zip(load.resident[:-1], load.answered[:-1], strict=True)
+    warm = next((held for held, answered in pairs if answered >= streams), None)
+    return None if warm is None else load.resident[-1] / warm - 1
 
 
 def raced(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str, Any]:

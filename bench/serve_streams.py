@@ -56,6 +56,8 @@ class Load:
     """Seconds to the first token."""
     resident: list[float] = field(default_factory=list)
     """GB that the server held, over time."""
+    answered: list[int] = field(default_factory=list)
+    """How many answers had ended at each of these times."""
     most_open: int = 0
     """Most streams that were answered at one time."""
     open: int = 0
@@ -196,6 +198,7 @@ async def press(
     async def watch() -> None:
         while resident is not None and time.monotonic() < end:
             load.resident.append(resident())
+            load.answered.append(load.answers)
             await asyncio.sleep(max(0.5, seconds / 12))
 
     async with client_of(address) as client:
@@ -203,6 +206,7 @@ async def press(
     load.seconds = time.monotonic() - began
     if resident is not None:
         load.resident.append(resident())
+        load.answered.append(load.answers)
     return load
 
 
