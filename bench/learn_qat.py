@@ -63,9 +63,10 @@ def config_of(known: argparse.Namespace, folder: Path, name: str, rows: str) -> 
 def judged(config: dict[str, Any], kind: str, rows: str, scratch: Path) -> float:
     """Held-out loss of a run's model as a GGUF file of this type decodes."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers import AutoModelForCausalLM, GgufConfig
 
     from luthier.cli.export import command
+    from luthier.models.gguf import gguf_tokenizer
     from luthier.runs.folder import RunFolder
 
     folder = RunFolder(Path(config["run"]["root"]) / config["run"]["name"])
@@ -79,7 +80,7 @@ def judged(config: dict[str, Any], kind: str, rows: str, scratch: Path) -> float
     if hasattr(decoded.config, "quantization_config"):
         delattr(decoded.config, "quantization_config")  # the weights written below are plain
     decoded.save_pretrained(unpacked)
-    AutoTokenizer.from_pretrained(folder.path, **where).save_pretrained(unpacked)
+    gguf_tokenizer(file).save_pretrained(unpacked)
     file.unlink()
     bare = {key: value for key, value in config.items() if key not in ("lora", "qat")}
     model = {**config["model"], "name": str(unpacked)}

@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_token
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from chat_samples import CHATML, TEXT
-from luthier.export.gguf.splitting import BYTES, DIGITS, GPT2, IGNORING_MERGES, RULES
+from luthier.models.splitting import BYTES, DIGITS, GPT2, IGNORING_MERGES, RULES
 from tiny_models import build
 
 SPECIAL: dict[str, dict[str, Any]] = {

@@ -11,9 +11,9 @@ gguf = pytest.importorskip("gguf")
 from chat_samples import CHATML, sentence_piece  # noqa: E402
 from gguf_models import byte_merging, saved, swallowing  # noqa: E402
 from luthier.errors import ModelError  # noqa: E402
-from luthier.export.gguf.splitting import IGNORING_MERGES, RULES, name_of  # noqa: E402
 from luthier.export.gguf.tokens import vocabulary  # noqa: E402
 from luthier.export.gguf.write import write_gguf  # noqa: E402
+from luthier.models.splitting import IGNORING_MERGES, RULES, name_of  # noqa: E402
 
 NAMES = sorted({*RULES.values(), *IGNORING_MERGES.values()})
 

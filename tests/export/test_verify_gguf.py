@@ -15,7 +15,6 @@ from gguf_models import SPECIAL, byte_merging, saved, swallowing  # noqa: E402
 from luthier.data.chat import ChatTemplate  # noqa: E402
 from luthier.data.tokens import TokenEncoder  # noqa: E402
 from luthier.export.gguf.llama import installed  # noqa: E402
-from luthier.export.gguf.splitting import IGNORING_MERGES, RULES  # noqa: E402
 from luthier.export.gguf.tokens import BYTE  # noqa: E402
 from luthier.export.gguf.write import write_gguf  # noqa: E402
 from luthier.export.verify.engines._torch import TorchModel  # noqa: E402
@@ -24,6 +23,7 @@ from luthier.export.verify.engines.llama_cpp import InLlamaCpp  # noqa: E402
 from luthier.export.verify.file_words import FileWords  # noqa: E402
 from luthier.export.verify.prompts import Prompt, Prompts  # noqa: E402
 from luthier.export.verify.verdict import Trained, Verdict, judge, table, trained_by  # noqa: E402
+from luthier.models.splitting import IGNORING_MERGES, RULES  # noqa: E402
 
 LLAMA = pytest.mark.skipif(not installed(), reason="llama-cpp-python is not installed")
 ENGINES = ["reader", pytest.param("llama.cpp", marks=LLAMA)]

@@ -8,11 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from luthier.data.batch import Example, learned_places
 from luthier.data.chat import ChatTemplate
@@ -23,7 +22,7 @@ from luthier.evaluate.journal import Answered, Predicted
 from luthier.export.verify.engine import Engine
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
 from luthier.models.compat import bars_on_terminals_only
-from luthier.models.gguf import need_packages
+from luthier.models.gguf import gguf_tokenizer, need_packages
 from luthier.rollout.text import decode
 
 _PORTION = 64
@@ -48,9 +47,7 @@ class LlamaFile:
         need_packages(f"reading {file.name}")
         try:
             with bars_on_terminals_only():
-                tokenizer: Any = AutoTokenizer.from_pretrained(
-                    file.parent, gguf_file=file.name, local_files_only=True
-                )
+                tokenizer = gguf_tokenizer(file)
         except (ValueError, KeyError, NotImplementedError) as error:
             raise ModelError(f"transformers cannot read the tokenizer of {file.name}: {error}") from error
         template = ChatTemplate(tokenizer) if tokenizer.chat_template else None

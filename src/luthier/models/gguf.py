@@ -8,14 +8,15 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedTokenizerFast
 
 from luthier.errors import ModelError
+from luthier.models import splitting
 from luthier.models.compat import bars_on_terminals_only
 from luthier.places import cache_folder
 
 NEEDED = ("gguf", "accelerate")
-LAYOUT = 1  # raise when what is written changes, so that older conversions are not used
+LAYOUT = 2  # raise when what is written changes, so that older conversions are not used
 
 
 def convert_gguf(file: Path) -> Path:
@@ -62,10 +63,31 @@ def need_packages(what: str) -> None:
         )
 
 
+def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
+    """The tokenizer that a GGUF describes.
+
+    transformers reads its words and merges, but for most models splits text by GPT-2's rule, whatever rule the file
+    names: SmolLM2's would take a line's end and a digit behind it for other tokens than in its training.
+
+    Raises:
+        ValueError, KeyError, NotImplementedError: as transformers does.
+    """
+    import gguf
+
+    where = {"gguf_file": file.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    told = (gguf.GGUFReader(file).fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
+    kind, name = (None if field is None else field.contents() for field in told)
+    splitter = splitting.named(str(name)) if kind == "gpt2" else None
+    if splitter is not None:
+        tokenizer.backend_tokenizer.pre_tokenizer = splitter
+    return tokenizer
+
+
 def _unpack(file: Path, folder: Path) -> None:
     where = {"gguf_file": file.name, "local_files_only": True}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+        tokenizer = gguf_tokenizer(file)
         model = AutoModelForCausalLM.from_pretrained(
             file.parent, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True), **where
         )

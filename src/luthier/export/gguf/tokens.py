@@ -14,7 +14,7 @@ from typing import Any
 from gguf.constants import TokenType
 
 from luthier.errors import ModelError
-from luthier.export.gguf import splitting
+from luthier.models import splitting
 
 PHI3_NAMES = ("phi-3", "phi3")
 """Part of a model's name in lower case, at which llama.cpp lets all special tokens swallow white space but these:"""

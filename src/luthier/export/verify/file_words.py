@@ -10,10 +10,10 @@ from typing import Any
 
 import gguf
 from gguf.constants import TokenType
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 
-from luthier.export.gguf.splitting import BYTES, DIGITS, GPT2, IGNORING_MERGES, RULES
 from luthier.export.gguf.tokens import PHI3_KEEP, PHI3_NAMES
+from luthier.models import splitting
 
 KEY = "tokenizer.ggml."
 WHOLE = (TokenType.CONTROL, TokenType.USER_DEFINED, TokenType.UNKNOWN)
@@ -123,19 +123,11 @@ def _cut(text: str, whole: re.Pattern[str] | None) -> Iterator[tuple[str, bool]]
 
 def _merging(rule: str, numbers: Mapping[str, int], merges: Sequence[str]) -> Tokenizer | None:
     """Splits by the rule of this name and merges bytes; None if there is no such rule."""
-    usual = {special: name for name, special in IGNORING_MERGES.items()}
-    steps = next((steps for steps, name in RULES.items() if name == usual.get(rule, rule)), None)
-    if steps is None:
+    splitter = splitting.named(rule)
+    if splitter is None:
         return None
     pairs = [tuple(merge.split(" ", 1)) for merge in merges]
-    backend = Tokenizer(models.BPE(dict(numbers), pairs, ignore_merges=rule in usual))  # type: ignore[arg-type]
-    backend.pre_tokenizer = pre_tokenizers.Sequence([_step(step) for step in steps])  # type: ignore[assignment]
+    whole_first = splitting.ignores_merges(rule)
+    backend = Tokenizer(models.BPE(dict(numbers), pairs, ignore_merges=whole_first))  # type: ignore[arg-type]
+    backend.pre_tokenizer = splitter  # type: ignore[assignment]
     return backend
-
-
-def _step(step: str) -> Any:
-    if step == DIGITS:
-        return pre_tokenizers.Digits(individual_digits=True)
-    if step in (GPT2, BYTES):
-        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=step == GPT2)
-    return pre_tokenizers.Split(Regex(step), "isolated")

@@ -1,12 +1,14 @@
 """How a tokenizer splits text before it merges bytes, under the name that llama.cpp knows it by (`tokenizer.ggml.pre`).
 
 llama.cpp has the rules built in and is told only their name, so a wrong name means other tokens than in training, and
-nothing would say so. A rule without a name here is refused.
+nothing would say so. A rule without a name here is refused; and what a file's name says is what it is read with.
 """
 
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+from tokenizers import Regex, pre_tokenizers
 
 from luthier.errors import ModelError
 
@@ -46,6 +48,26 @@ def name_of(tokenizer: Mapping[str, Any]) -> str:
         )
     name = RULES[rule]
     return IGNORING_MERGES.get(name, name) if tokenizer["model"].get("ignore_merges") else name
+
+
+def ignores_merges(name: str) -> bool:
+    """Whether whole words are looked up before merging under this name."""
+    return name in IGNORING_MERGES.values()
+
+
+def named(name: str) -> pre_tokenizers.Sequence | None:
+    """What splits text by the rule of this name; None if it is not known here."""
+    usual = {special: name for name, special in IGNORING_MERGES.items()}
+    steps = next((steps for steps, own in RULES.items() if own == usual.get(name, name)), None)
+    return None if steps is None else pre_tokenizers.Sequence([_step(step) for step in steps])
+
+
+def _step(step: str) -> Any:
+    if step == DIGITS:
+        return pre_tokenizers.Digits(individual_digits=True)
+    if step in (GPT2, BYTES):
+        return pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=step == GPT2)
+    return pre_tokenizers.Split(Regex(step), "isolated")
 
 
 def _parts(rule: Mapping[str, Any]) -> Iterator[str]:
