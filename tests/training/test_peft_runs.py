@@ -15,6 +15,7 @@ from luthier.rollout.native import NativeGenerator
 from luthier.rollout.sampling import SamplingSettings
 from luthier.runs.metrics import read_metrics, series
 from luthier.training.run import run
+from peft_parts import options, types
 from resuming import same_weights, stopped_and_resumed
 from tiny_runs import tiny_config
 
@@ -48,6 +49,20 @@ def test_a_run_learns_and_goes_on_exactly(kind: str, tmp_path: Path) -> None:
     resumed = stopped_and_resumed(config(tmp_path, "stopped", kind))
     assert losses(resumed.folder) == losses(whole.folder)
     assert same_weights(whole, resumed)
+
+
+@pytest.mark.parametrize("kind", types())
+@pytest.mark.filterwarnings("ignore")
+def test_every_type_runs_from_the_config(kind: str, tmp_path: Path) -> None:
+    """Two steps with all that a run does beside them: what layers save is measured, among others."""
+    if kind == "adamss":
+        pytest.importorskip("sklearn")
+    changes: dict[str, Any] = {"lora": ..., "train": {"steps": 2}, "eval": {"samples": 0}}
+    found = run(
+        tiny_config(tmp_path, "short", peft={"type": kind, **options(kind)}, **changes), say=lambda line: None
+    )
+    first, second = losses(found.folder)
+    assert first is not None and second is not None
 
 
 @pytest.mark.parametrize("kind", ["ia3", "prompt_tuning", "prefix_tuning"])

@@ -151,6 +151,7 @@ class _Counter:
     def counting(self) -> Iterator[None]:
         """While it holds, every pass through a layer counts."""
         with ExitStack() as stack:
+            stack.callback(self._leave_all)
             for layer in self.layers:
                 stack.callback(layer.register_forward_pre_hook(self._enter, with_kwargs=True).remove)
                 stack.callback(layer.register_forward_hook(self._leave).remove)
@@ -166,12 +167,29 @@ class _Counter:
     def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
         self._inside.pop()[1].__exit__(None, None, None)
 
+    def _leave_all(self) -> None:
+        """Leaves the layers that a failure was in the midst of: else their hooks would hold for whatever comes next."""
+        while self._inside:
+            self._leave(self._inside[-1][0], None, None)
+
     def _pack(self, tensor: Tensor) -> None:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in self.known:
-            self.known.add(storage.data_ptr())
-            self._alive.append(tensor.detach())
-            self.saved[self._inside[-1][0]] += storage.nbytes()
+        for part in _dense_parts(tensor.detach()):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in self.known:
+                self.known.add(storage.data_ptr())
+                self._alive.append(part)
+                self.saved[self._inside[-1][0]] += storage.nbytes()
+
+
+def _dense_parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The tensors with a storage of their own that a sparse one consists of; a dense one itself."""
+    if tensor.layout == torch.strided:
+        return (tensor,)
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    if tensor.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return tensor.crow_indices(), tensor.col_indices(), tensor.values()
+    return tensor.ccol_indices(), tensor.row_indices(), tensor.values()
 
 
 def measure(policy: Policy, layers: Sequence[nn.Module]) -> list[tuple[int, int]]:
@@ -183,7 +201,8 @@ def measure(policy: Policy, layers: Sequence[nn.Module]) -> list[tuple[int, int]
     if not layers:
         return []
     there = [*policy.parameters(), *policy.buffers()]
-    counter = _Counter(layers, {tensor.untyped_storage().data_ptr() for tensor in there})
+    known = {part.untyped_storage().data_ptr() for tensor in there for part in _dense_parts(tensor)}
+    counter = _Counter(layers, known)
     device = there[0].device
     embedding: Any = policy.model.get_input_embeddings()
     batch = _probe(num_rows(embedding)).to(device)
