@@ -33,15 +33,12 @@ def command(
     Example: luthier export runs/tickets --to gguf:q8_0
     """
     from luthier.config.load import load_config
-    from luthier.export.job import Job
-    from luthier.runs.folder import RunFolder
+    from luthier.export.job import Job, finished
 
     if base not in BASES:
         raise ConfigError(f"--base is {base!r}; known: {', '.join(BASES)}.")
     write, kind = chosen_form(f"{to}:{kind}" if kind else to)
-    folder = RunFolder.open(run)
-    if not folder.model.is_dir() and not folder.adapter.is_dir():
-        raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
+    folder = finished(run)
     config = load_config(folder.config)
     _refuse_adding_twice(config, base)
     if push is not None:

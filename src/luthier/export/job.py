@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from luthier.errors import ConfigError
+from luthier.runs.folder import RunFolder
+
 if TYPE_CHECKING:
     from luthier.config.tree import Config
-    from luthier.runs.folder import RunFolder
 
 Told = Callable[[int, int, str], None]
 """Called with how many parts are done, of how many, and the name of the last."""
@@ -18,7 +20,7 @@ Told = Callable[[int, int, str], None]
 class Job:
     """A finished run, and how it is to be written."""
 
-    folder: "RunFolder"
+    folder: RunFolder
     config: "Config"
     bar: Callable[[str], AbstractContextManager[Told]]
     """Shows how far something of this name is."""
@@ -41,6 +43,14 @@ class Job:
     def target(self, *usual: str) -> Path:
         """Where to write: `out`, or a place in the run's folder."""
         return self.out if self.out is not None else self.folder.path.joinpath(*usual)
+
+
+def finished(run: Path) -> RunFolder:
+    """A run's folder. Raises ConfigError if the run has not finished."""
+    folder = RunFolder.open(run)
+    if not folder.model.is_dir() and not folder.adapter.is_dir():
+        raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
+    return folder
 
 
 @dataclass(frozen=True)

@@ -66,8 +66,8 @@ def need_packages(what: str) -> None:
 def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """The tokenizer that a GGUF describes.
 
-    transformers reads its words and merges, but for most models splits text by GPT-2's rule, whatever rule the file
-    names: SmolLM2's would take a line's end and a digit behind it for other tokens than in its training.
+    transformers reads its words and merges, but splits text by GPT-2's rule where it does not know the one that the
+    file names. SmolLM2's is among those, and would take two line ends before a digit for other tokens than it learned.
 
     Raises:
         ValueError, KeyError, NotImplementedError: as transformers does.

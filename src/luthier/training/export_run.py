@@ -6,11 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from luthier.config.load import load_config
-from luthier.errors import ConfigError
 from luthier.export.forms import chosen_form
-from luthier.export.job import Job, Told
+from luthier.export.job import Job, Told, finished
 from luthier.export.verify.verdict import Verdict, size_of
-from luthier.runs.folder import RunFolder
 from luthier.training.own_prompts import rows_by
 from luthier.training.verify_export import verify_written
 
@@ -36,9 +34,7 @@ def export_run(
         RunError: it is not the model that was trained.
     """
     write, kind = chosen_form(to)
-    folder = RunFolder.open(run)
-    if not folder.model.is_dir() and not folder.adapter.is_dir():
-        raise ConfigError(f"{run} has no adapter/ yet: it has not finished. Continue it with --resume.")
+    folder = finished(run)
     config = load_config(folder.config)
     job = Job(folder, config, _no_bar, out, kind, rows=lambda where: rows_by(config, where))
     written = write(job)
