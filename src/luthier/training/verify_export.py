@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from luthier.config.tree import Config
 from luthier.errors import RunError
-from luthier.export.gguf.llama import installed
+from luthier.export.gguf.llama import NEEDED, installed
 from luthier.export.job import Job, Written
 from luthier.export.verify.engines import peft
 from luthier.export.verify.engines._torch import TorchModel
@@ -33,8 +33,9 @@ UNVERIFIED = "unverified"
 ANSWER = 32
 """Tokens of the longest answer that is compared."""
 PROMPTS = 8
-SEVERAL = "merged", "adapter"
-"""Forms that are folders; all others are types of a GGUF."""
+LORA = "gguf-lora"
+SEVERAL = "merged", "adapter", LORA
+"""Forms that are no types of a GGUF with a whole model."""
 
 
 def verify_export(
@@ -51,7 +52,7 @@ def verify_export(
     """Compares an artefact with the run's model, tells the verdict, and writes it to `verification/` in the run.
 
     Args:
-        form: `merged`, `adapter`, or a type of a GGUF file.
+        form: `merged`, `adapter`, `gguf-lora`, or a type of a GGUF file.
         whole: the folder that the artefact is a part of, to be marked if it is another model; absent: itself.
         base: as `--base` of `luthier export`: which base weights it was written with.
         prompts: how many are asked.
@@ -86,13 +87,15 @@ def verify_written(
         return "there is no program here that runs this form by itself"
     if form == "adapter" and not peft.installed():
         return peft.NEEDED
+    if form == LORA and not installed():
+        return f"the file can be run with {NEEDED}"
     return verify_export(
         job.config,
         job.folder,
         written.weights,
         form,
         whole=written.path,
-        base=job.base,
+        base="original" if form == LORA else job.base,  # a base that was stored in few bits is no GGUF
         prompts=prompts,
         say=say,
     )
@@ -111,7 +114,7 @@ def form_of(written: Written) -> str | None:
     from gguf import GGUFReader
 
     field = GGUFReader(written.weights).fields.get("general.type")
-    return written.kind if field is not None and field.contents() == "model" else None
+    return LORA if field is not None and field.contents() == "adapter" else written.kind
 
 
 def ask_trained(config: Config, folder: RunFolder, form: str, base: str, number: int) -> Trained:
@@ -137,6 +140,10 @@ def engines_for(
         return lambda: InTransformers(artefact), None
     if form == "adapter":
         return lambda: InPeft(base_folder(config), artefact, chosen(config)), None
+    if form == LORA:
+        from luthier.export.verify.engines.llama_adapter import BesideBase
+
+        return lambda: BesideBase(artefact, base_folder(config), trained.longest, trained.config), None
     from luthier.export.verify.engines.gguf_reader import InReader
 
     def decoded() -> "Engine":

@@ -20,13 +20,14 @@ class InLlamaCpp:
         file: the GGUF.
         longest: tokens of the longest text that is asked for, the answer included.
         config: transformers' configuration of the model that the file was made of, to compare the file's numbers with.
+        adapter: the GGUF of an adapter that is added to it.
 
     Raises ModelError if llama.cpp cannot load it, or is not there.
     """
 
     caveat = ""
 
-    def __init__(self, file: Path, longest: int, config: Any = None):
+    def __init__(self, file: Path, longest: int, config: Any = None, *, adapter: Path | None = None):
         if not installed():
             raise ModelError(f"{file} can be run with {NEEDED}")
         llama_cpp = library()
@@ -44,9 +45,10 @@ class InLlamaCpp:
                 n_gpu_layers=0,
                 logits_all=True,
                 verbose=False,
+                lora_path=str(adapter) if adapter else None,
             )
         except (ValueError, RuntimeError, AssertionError) as error:
-            raise ModelError(f"llama.cpp cannot load {file}: {error}") from error
+            raise ModelError(f"llama.cpp cannot load {adapter or file}: {error}") from error
 
     @property
     def context(self) -> int:
