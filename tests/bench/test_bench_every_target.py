@@ -7,9 +7,10 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from bench.every_target import TYPES, all_forms, main  # noqa: E402
-from export_runs import finished_run  # noqa: E402
-from luthier.export.forms import known_forms  # noqa: E402
+from bench.every_target import TYPES, all_forms, main
+
+from export_runs import finished_run
+from luthier.export.forms import known_forms
 
 
 def test_every_form_of_the_registry_is_tried() -> None:

@@ -7,17 +7,17 @@ import pytest
 
 pytest.importorskip("gguf")
 
-from gguf_models import saved  # noqa: E402
-from lora_models import teach  # noqa: E402
-from luthier.cli.main import main  # noqa: E402
-from luthier.config.load import load_config  # noqa: E402
-from luthier.errors import RunError  # noqa: E402
-from luthier.export.gguf.adapter import write_adapter  # noqa: E402
-from luthier.export.gguf.llama import installed  # noqa: E402
-from luthier.models.adapter_files import save_adapter  # noqa: E402
-from luthier.models.lora import apply_lora  # noqa: E402
-from luthier.runs.folder import RunFolder  # noqa: E402
-from luthier.training import verify_export as verifying  # noqa: E402
+from gguf_models import saved
+from lora_models import teach
+from luthier.cli.main import main
+from luthier.config.load import load_config
+from luthier.errors import RunError
+from luthier.export.gguf.adapter import write_adapter
+from luthier.export.gguf.llama import installed
+from luthier.models.adapter_files import save_adapter
+from luthier.models.lora import apply_lora
+from luthier.runs.folder import RunFolder
+from luthier.training import verify_export as verifying
 
 LLAMA = pytest.mark.skipif(not installed(), reason="llama-cpp-python is not installed")
 

@@ -46,7 +46,11 @@ FEW = Bounds(lost=0.5)
 AS_DECODED = Bounds(mean_kl=1e-2, spread=0.15)
 """For an engine against the decoded file, if that has fewer bits: it rounds the activations to 8."""
 
-BY_FORM = {"merged": BF16, "adapter": SIXTEEN, "gguf-lora": SIXTEEN, "f32": SIXTEEN, "f16": SIXTEEN, "bf16": BF16, "q8_0": EIGHT}
+BY_FORM = {
+    **dict.fromkeys(("adapter", "gguf-lora", "f32", "f16"), SIXTEEN),
+    **dict.fromkeys(("merged", "bf16"), BF16),
+    "q8_0": EIGHT,
+}
 
 
 def by_chance(differ: int, places: int, share: float) -> float:
