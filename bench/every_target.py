@@ -108,7 +108,7 @@ def main(arguments: list[str]) -> int:
             judged = found["forms"].setdefault(f"{trial.name}, {adapter}", {})
             for form in given.only or all_forms():
                 if form not in judged:
-                    judged[form] = verdict(trial, adapter, form)
+                    judged[form] = {**verdict(trial, adapter, form), "commit": commit()}
                     print(f"{trial.name}, {adapter}, {form}: {said(judged[form])}", flush=True)
                     if given.out:
                         given.out.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -147,6 +147,14 @@ def about(trial: Trial) -> dict[str, Any]:
         "machine": describe_environment(),
         "forms": {},
     }
+
+
+def commit() -> str | None:
+    """That of the code: a table may be filled over several."""
+    from luthier.runs.environment import describe_environment
+
+    git = describe_environment()["git"]
+    return git and git["commit"][:7] + (" and changes" if git["changed"] else "")
 
 
 def verdict(trial: Trial, adapter: str, form: str) -> dict[str, Any]:
