@@ -5,7 +5,8 @@
 
 MODEL is whatever `model:` takes: `demo:smollm2-135m`, a folder, a GGUF file. It is tuned on e-mails of
 examples/tickets, with LoRA and with LoRA beside weights in nf4 (QLoRA). Then each form is written as the command writes
-it, and the verdict is kept. What was found goes to FILE form by form, and what is there already is not done again. In
+it, and the verdict is kept. What was found goes to FILE form by form, and what is there already is not done again but
+for what failed. In
 FOLDER the runs are kept; without it they are made anew. What was written is removed when it has been judged.
 """
 
@@ -107,7 +108,7 @@ def main(arguments: list[str]) -> int:
         for adapter in given.adapters:
             judged = found["forms"].setdefault(f"{trial.name}, {adapter}", {})
             for form in given.only or all_forms():
-                if form not in judged:
+                if judged.get(form, {}).get("verdict") in (None, "failed"):
                     judged[form] = {**verdict(trial, adapter, form), "commit": commit()}
                     print(f"{trial.name}, {adapter}, {form}: {said(judged[form])}", flush=True)
                     if given.out:
@@ -165,6 +166,7 @@ def verdict(trial: Trial, adapter: str, form: str) -> dict[str, Any]:
     run, started = trial.run(adapter), time.monotonic()
     out = trial.scratch / f"written-{adapter}" / form.replace(":", "-")
     heard: list[str] = []
+    shutil.rmtree(out.parent, ignore_errors=True)  # of a script that was cut short
     try:
         target = out / "model.gguf" if form.startswith("gguf") else out
         target.parent.mkdir(parents=True, exist_ok=True)
