@@ -42,10 +42,13 @@ def test_on_arm_torchs_query_decides(machine: pytest.MonkeyPatch) -> None:
     assert pick_dtype("auto", CPU) is torch.float32
 
 
-def test_matrix_units_take_over_sooner_from_the_linear_layer_for_few_rows(
-    machine: pytest.MonkeyPatch,
+@pytest.mark.parametrize("feature", ["_is_avx512_bf16_supported", "_is_amx_tile_supported"])
+def test_instructions_for_bfloat16_take_over_sooner_from_the_linear_layer_for_few_rows(
+    machine: pytest.MonkeyPatch, feature: str
 ) -> None:
     assert skinny_linear.most_rows(torch.bfloat16) == skinny_linear.MAX_ROWS
-    machine.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    machine.setattr(torch.cpu, feature, lambda: True)
     assert skinny_linear.most_rows(torch.bfloat16) < skinny_linear.MAX_ROWS
-    assert skinny_linear.most_rows(torch.float32) == skinny_linear.MAX_ROWS  # the units do not take fp32
+    assert skinny_linear.most_rows(torch.float32) == skinny_linear.MAX_ROWS  # they do not take fp32
+    machine.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)  # nor does torch then
+    assert skinny_linear.most_rows(torch.bfloat16) == skinny_linear.MAX_ROWS

@@ -17,7 +17,12 @@ def multiplies_bf16() -> bool:
         return False
     if platform.machine().lower() not in X86:
         return True
-    return torch.cpu._is_avx512_bf16_supported() or has_matrix_units()
+    return has_bf16_vectors() or has_matrix_units()
+
+
+def has_bf16_vectors() -> bool:
+    """Whether this CPU multiplies bfloat16 in vector registers (AVX512_BF16)."""
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def has_matrix_units() -> bool:

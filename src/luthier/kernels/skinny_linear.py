@@ -18,9 +18,10 @@ from luthier.kernels import native, processor
 
 MAX_ROWS = 96
 """Most rows for which the C++ side beats torch's matrix product (measured on two AVX2 cores)."""
-MAX_ROWS_BESIDE_MATRIX_UNITS = 16
-"""The same of bf16 weights where the processor has matrix units for them. Not measured but reckoned: up to about so
-many rows, reading the weights takes longer than the vectors' arithmetic; beyond, the units win."""
+MAX_ROWS_BESIDE_BF16 = 16
+"""The same of bf16 weights where the processor multiplies bf16 itself. With AVX-512's instructions torch's product was as
+fast at 16 rows, 1.3 times as fast at 32 and twice at 256 (one core of a Zen 4); with matrix units it is not measured
+but reckoned that the units win beyond about so many rows."""
 
 _SIGNATURE = "pppppp iiii iiiii iii f"
 
@@ -88,8 +89,9 @@ def forward(
 
 def most_rows(weights: torch.dtype) -> int:
     """Up to how many rows the C++ side is the faster one on this processor."""
-    if weights == torch.bfloat16 and processor.has_matrix_units():
-        return MAX_ROWS_BESIDE_MATRIX_UNITS
+    instructions = processor.has_bf16_vectors() or processor.has_matrix_units()
+    if weights == torch.bfloat16 and instructions and processor.multiplies_bf16():
+        return MAX_ROWS_BESIDE_BF16
     return MAX_ROWS
 
 

@@ -10,6 +10,7 @@ from luthier.kernels.logprob import LogitShape
 from luthier.models.decoding.bound import BoundModel, CannotBind, bind
 from luthier.models.decoding.cache import Stored
 from luthier.models.decoding.decoder import BlockDecoder
+from luthier.models.decoding.widened import logits_in_fp32
 from luthier.models.heads import possible_shapes
 
 PROMPTS = (5, 9)
@@ -34,37 +35,79 @@ def check(model: PreTrainedModel) -> Checked:
     with transformers' attention."""
     try:
         bound = bind(model)
-        shapes = possible_shapes(model.config)
-        errors = [_error(model, bound, shape) for shape in shapes]
+        texts = _texts(model, bound)
+        plain = [model(input_ids=text[None], use_cache=False).logits[0].float() for text in texts]
+        mine = {shape: _decoded(bound, shape, texts) for shape in possible_shapes(model.config)}
     except CannotBind as reason:
         return Checked(None, str(reason))
     except Exception as error:  # whatever a model's code does with what it was not made for
         text = str(error).splitlines()[0][:120] if str(error) else ""
         return Checked(None, f"{type(error).__name__}: {text}")
+    errors = {shape: _error(found, plain) for shape, found in mine.items()}
+    best = min(errors, key=lambda shape: errors[shape])
+    bound_on_error = _bound(model)
+    if errors[best] <= bound_on_error:
+        return Checked(best)
+    found = _beside_fp32(model, texts, mine, plain, bound_on_error)
+    told = f"its logits differ by {errors[best]:.1e} of their spread (limit {bound_on_error:.1e})"
+    return found or Checked(None, told)
+
+
+def _bound(model: PreTrainedModel) -> float:
     floats = [p.dtype for p in model.parameters() if p.is_floating_point()]
     eps = max(torch.finfo(dtype).eps for dtype in floats)
-    bound_on_error = 2 * max(eps, torch.finfo(torch.float32).eps) ** 0.5  # as in tripwire.py
-    best = min(range(len(shapes)), key=lambda place: errors[place])
-    if not errors[best] <= bound_on_error:
-        return Checked(
-            None, f"its logits differ by {errors[best]:.1e} of their spread (limit {bound_on_error:.1e})"
-        )
-    return Checked(shapes[best])
+    return 2 * max(eps, torch.finfo(torch.float32).eps) ** 0.5  # as in tripwire.py
 
 
-def _error(model: PreTrainedModel, bound: BoundModel, shape: LogitShape) -> float:
-    """Greatest difference from the plain model's logits of any one token, relative to their spread."""
+def _beside_fp32(
+    model: PreTrainedModel,
+    texts: list[Tensor],
+    mine: dict[LogitShape, list[Tensor]],
+    plain: list[Tensor],
+    bound_on_error: float,
+) -> Checked | None:
+    """The verdict by what fp32 gives; None where a model has no 16-bit weights or cannot compute in fp32.
+
+    In 16 bit the plain forward of a deep model is itself off by more than any bound on differences would allow. So
+    the rule of two holds: its parts may be off by no more than twice what the plain forward is, or the bound.
+    """
+    if all(p.dtype.itemsize != 2 for p in model.parameters()):
+        return None
+    try:
+        truth = logits_in_fp32(model, texts)
+    except Exception:  # weights that are stored otherwise and cannot be widened
+        return None
+    errors = {shape: _error(found, truth) for shape, found in mine.items()}
+    best = min(errors, key=lambda shape: errors[shape])
+    limit = max(bound_on_error, 2 * _error(_steps_of(plain), truth))
+    if errors[best] <= limit:
+        return Checked(best)
+    return Checked(None, f"its logits are off by {errors[best]:.1e} of what fp32 gives (limit {limit:.1e})")
+
+
+def _texts(model: PreTrainedModel, bound: BoundModel) -> list[Tensor]:
     random = torch.Generator().manual_seed(0)
     lengths = [n + STEPS for n in PROMPTS]
-    texts = [torch.randint(bound.head.num_out, (n,), generator=random).to(model.device) for n in lengths]
-    theirs = [model(input_ids=text[None], use_cache=False).logits[0, -STEPS - 1 :].float() for text in texts]
+    return [torch.randint(bound.head.num_out, (n,), generator=random).to(model.device) for n in lengths]
+
+
+def _error(found: list[Tensor], right: list[Tensor]) -> float:
+    """Greatest difference of any one token, relative to the spread of its right logits.
+
+    `found` is by step, then text: [texts, V] each; `right` by text: [T, V] each.
+    """
     worst = 0.0
-    for number, mine_BV in enumerate(_decoded(bound, shape, texts)):
-        for mine_V, theirs_SV in zip(mine_BV.float(), theirs, strict=True):
-            spread = (theirs_SV[number] - theirs_SV[number].mean()).norm()
-            error = float((mine_V - theirs_SV[number]).norm() / spread)
+    for mine_BV, right_BV in zip(found, _steps_of(right), strict=True):
+        for mine_V, right_V in zip(mine_BV.float(), right_BV, strict=True):
+            spread = (right_V - right_V.mean()).norm()
+            error = float((mine_V - right_V).norm() / spread)
             worst = max(worst, error) if error == error else float("inf")
     return worst
+
+
+def _steps_of(logits: list[Tensor]) -> list[Tensor]:
+    """Of each text's logits the last ones, by step."""
+    return list(torch.stack([one[-STEPS - 1 :] for one in logits], dim=1))
 
 
 def _decoded(bound: BoundModel, shape: LogitShape, texts: list[Tensor]) -> list[Tensor]:
