@@ -35,7 +35,9 @@ def adapted_llama() -> PreTrainedModel:
 
 @torch.no_grad()
 @pytest.mark.parametrize("make", [*FAMILIES.values(), adapted_llama])
-def test_it_is_the_forward_of_the_model_in_fp32_behind_its_embedding(make: Callable[[], PreTrainedModel]) -> None:
+def test_it_is_the_forward_of_the_model_in_fp32_behind_its_embedding(
+    make: Callable[[], PreTrainedModel],
+) -> None:
     narrow, wide = make().bfloat16(), make().bfloat16().float()
     embed = narrow.get_input_embeddings()
     hook = wide.get_input_embeddings().register_forward_hook(lambda _, given, out: embed(*given).float())
@@ -80,4 +82,3 @@ def test_what_a_deep_model_computes_otherwise_is_found_out_in_16_bit() -> None:
     layer.forward = lambda hidden, *given, **named: -forward(hidden, *given, **named)  # type: ignore[method-assign]
     checked = check(model)
     assert checked.shape is None and "of what fp32 gives (limit" in checked.reason
-

@@ -59,7 +59,13 @@ def test_a_stream_says_the_same(server: Running, temperature: float) -> None:
     assert "".join(pieces) == whole.choices[0].message.content
     finish = [choice.finish_reason for chunk in chunks for choice in chunk.choices if choice.finish_reason]
     assert finish == [whole.choices[0].finish_reason]
-    assert chunks[-1].usage == whole.usage and len({chunk.id for chunk in chunks}) == 1
+    told, whole_told = chunks[-1].usage, whole.usage
+    assert (told.prompt_tokens, told.completion_tokens) == (
+        whole_told.prompt_tokens,
+        whole_told.completion_tokens,
+    )
+    assert told.total_tokens == told.prompt_tokens + told.completion_tokens
+    assert len({chunk.id for chunk in chunks}) == 1
 
 
 def test_a_seed_gives_the_same_text_and_another_one_another(server: Running) -> None:

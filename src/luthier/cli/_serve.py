@@ -39,6 +39,7 @@ class Wishes:
     max_answer_tokens: int | None
     usual_answer_tokens: int
     patience: float
+    share_prompts: bool
     offline: bool
 
 
@@ -76,6 +77,7 @@ def _serve(wishes: Wishes, adapters: dict[str, Path], place: "socket") -> None:
         most_rows=wishes.answers,
         cache_tokens=tokens,
         most_waiting=wishes.queue,
+        share_prompts=wishes.share_prompts,
     )
     engine.start()
     usual = min(wishes.usual_answer_tokens, max(1, tokens // 2))

@@ -44,6 +44,12 @@ def command(
     patience: Annotated[
         float, typer.Option(help="Seconds that open requests are given when the server is ended.", min=0)
     ] = 30.0,
+    share_prompts: Annotated[
+        bool,
+        typer.Option(
+            "--prefix-cache/--no-prefix-cache", help="Read prompts from where they part from earlier ones."
+        ),
+    ] = True,
     offline: Annotated[bool, typer.Option("--offline", help="Refuse the network.")] = False,
 ) -> None:
     """Serve a run or a model over HTTP, as OpenAI's API: chats, completions, models.
@@ -55,6 +61,7 @@ def command(
     start(
         Wishes(
             name, tuple(adapter or ()), called, host, port, tuple(api_key or ()), answers, cache_tokens, queue,
-            max_body, max_prompt_tokens, max_answer_tokens, usual_answer_tokens, patience, offline,
+            max_body, max_prompt_tokens, max_answer_tokens, usual_answer_tokens, patience,
+            share_prompts, offline,
         )
     )  # fmt: skip

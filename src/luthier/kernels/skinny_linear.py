@@ -19,9 +19,8 @@ from luthier.kernels import native, processor
 MAX_ROWS = 96
 """Most rows for which the C++ side beats torch's matrix product (measured on two AVX2 cores)."""
 MAX_ROWS_BESIDE_BF16 = 16
-"""The same of bf16 weights where the processor multiplies bf16 itself. With AVX-512's instructions torch's product was as
-fast at 16 rows, 1.3 times as fast at 32 and twice at 256 (one core of a Zen 4); with matrix units it is not measured
-but reckoned that the units win beyond about so many rows."""
+"""The same of bf16 weights where the processor multiplies bf16 itself: seen on one core with AVX512_BF16; with matrix
+units not measured but reckoned. Up to about so many rows, reading the weights takes longer than the arithmetic."""
 
 _SIGNATURE = "pppppp iiii iiiii iii f"
 

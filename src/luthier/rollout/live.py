@@ -73,6 +73,8 @@ class Answer:
     place: Any
     draws: list[float]
     rule: Rule | None
+    known: int = 0
+    """How many tokens of the prompt did not have to be read anew."""
     likeliest: list[tuple[int, float]] = field(default_factory=list)
     """In the place of its newest token: the likeliest ones with their ln p."""
     broken: str = ""
@@ -127,9 +129,10 @@ class LiveBatch:
         """Reads the prompts of orders that fit. Their answers, each with its first token."""
         joined: list[Answer] = []
         for name, some in _by(orders, lambda order: order.model).items():
-            places, logits_PV = self._speakers[name].places.begin([order.begin for order in some])
-            groups = zip(some, places, strict=True)
-            fresh = [self._answers(order, own) for order, own in groups]
+            begun = self._speakers[name].places.begin([order.begin for order in some])
+            groups = zip(some, begun.places, begun.known, strict=True)
+            fresh = [self._answers(order, own, known) for order, own, known in groups]
+            logits_PV = begun.logits_PV
             index = [number for number, own in enumerate(fresh) for _ in own]
             answers = [answer for own in fresh for answer in own]
             self._draw(name, answers, logits_PV[torch.tensor(index, device=logits_PV.device)])
@@ -156,21 +159,23 @@ class LiveBatch:
                 answer.broken = "nobody waits for it"
         self._part()
 
-    def _answers(self, order: Order, places: Sequence[Any]) -> list[Answer]:
-        return [self._answer(order, sample, place) for sample, place in enumerate(places)]
+    def _answers(self, order: Order, places: Sequence[Any], known: int) -> list[Answer]:
+        return [self._answer(order, sample, place, known) for sample, place in enumerate(places)]
 
-    def _answer(self, order: Order, sample: int, place: Any) -> Answer:
+    def _answer(self, order: Order, sample: int, place: Any, known: int) -> Answer:
         settings = order.settings
         reader = TextReader(self._speakers[order.model].tokenizer, settings.stop)
         draws = row_uniforms(settings, 0, sample).tolist() if settings.temperature else []
         rule = order.rule() if order.rule else None
-        return Answer(order, Row(0, sample, order.limit, reader), place, draws, rule)
+        return Answer(order, Row(0, sample, order.limit, reader), place, draws, rule, known)
 
     def _part(self) -> None:
         """Gives back the room of those that have ended."""
         for answer in self.going:
             if not answer.going:
-                self._speakers[answer.order.model].places.release(answer.place)
+                sound = answer.broken != NO_NUMBERS
+                tokens = [*answer.order.prompt, *answer.row.ids] if sound else []
+                self._speakers[answer.order.model].places.release(answer.place, tokens)
         self.going = [answer for answer in self.going if answer.going]
 
     def _draw(self, name: str, answers: Sequence[Answer], logits_BV: Tensor) -> None:

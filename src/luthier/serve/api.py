@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar
 
@@ -21,10 +21,9 @@ from luthier.serve.grammar import Grammars
 from luthier.serve.metrics import Metrics
 from luthier.serve.prompts import Limits, chat_prompt, completion_prompts, order_for, tool_names
 from luthier.serve.replies import (
-    Answer,
     AnswerReader,
-    Delta,
     Head,
+    Portion,
     chat_choice,
     chat_delta,
     completion_choice,
@@ -35,7 +34,7 @@ from luthier.serve.shelf import Offered
 from luthier.serve.tool_calls import CallFormat, CallReader, call_format
 
 T = TypeVar("T")
-Writer = Callable[[Answer | Delta], dict[str, Any]]
+Writer = Callable[[Portion], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -51,6 +50,12 @@ class _Job:
     whole: Writer
     piece: Writer
     began: float
+    known: dict[int, int] = field(default_factory=dict)
+    """By order, once it has begun: how many tokens of its prompt did not have to be read anew."""
+
+    def usage(self, num_generated: int) -> dict[str, Any]:
+        """The numbers of tokens."""
+        return usage(self.orders, num_generated, sum(self.known.values()))
 
 
 class Api:
@@ -109,7 +114,7 @@ class Api:
             order_for(offered, prompt, body, body.max_tokens or 16, self._limits, top) for prompt in prompts
         ]
 
-        def write(answer: Answer | Delta) -> dict[str, Any]:
+        def write(answer: Portion) -> dict[str, Any]:
             return completion_choice(answer, top=body.logprobs, ids=body.return_token_ids)
 
         job = self._start("text_completion", offered, orders, body, None, (), (write, write))
@@ -179,21 +184,21 @@ class Api:
         for ticket in tickets:
             self._engine.drop(ticket)
 
-    async def _deltas(self, job: _Job) -> AsyncIterator[Delta]:
+    async def _deltas(self, job: _Job) -> AsyncIterator[Portion]:
         """What the tokens of all orders add, as they come. Closing it drops what is not done."""
-        lines: asyncio.Queue[Delta | BaseException | None] = asyncio.Queue()
+        lines: asyncio.Queue[Portion | BaseException | None] = asyncio.Queue()
 
-        async def read(ticket: Ticket, readers: Sequence[AnswerReader]) -> None:
+        async def read(place: int, ticket: Ticket, readers: Sequence[AnswerReader]) -> None:
             try:
                 async for piece in ticket.pieces():
                     lines.put_nowait(readers[piece.sample].push(piece))
-                    self._count(job, piece)
+                    self._count(job, place, piece)
                 lines.put_nowait(None)
             except Exception as error:
                 lines.put_nowait(error)
 
         pairs = zip(job.tickets, job.readers, strict=True)
-        tasks = [asyncio.ensure_future(read(ticket, readers)) for ticket, readers in pairs]
+        tasks = [asyncio.ensure_future(read(place, *pair)) for place, pair in enumerate(pairs)]
         left, first = len(tasks), True
         try:
             while left:
@@ -214,8 +219,11 @@ class Api:
             if left:
                 self._drop(job.tickets)
 
-    def _count(self, job: _Job, piece: Piece) -> None:
+    def _count(self, job: _Job, place: int, piece: Piece) -> None:
         self._metrics.count("luthier_generated_tokens_total", model=job.head.model)
+        if place not in job.known:
+            job.known[place] = piece.known
+            self._metrics.count("luthier_known_prompt_tokens_total", piece.known, model=job.head.model)
 
     async def _reply(self, request: Request, job: _Job) -> Response:
         if job.request.stream:
@@ -230,7 +238,7 @@ class Api:
             return Response(status_code=499)
 
     async def _whole(self, job: _Job) -> dict[str, Any]:
-        answers = {reader.index: Answer(reader.index) for own in job.readers for reader in own}
+        answers = {reader.index: Portion(reader.index) for own in job.readers for reader in own}
         deltas = self._deltas(job)
         try:
             async for delta in deltas:
@@ -240,7 +248,7 @@ class Api:
         generated = sum(len(answer.ids) for answer in answers.values())
         more = {"prompt_token_ids": list(job.orders[0].prompt)} if job.request.return_token_ids else {}
         choices = [job.whole(answer) for answer in answers.values()]
-        return job.head.reply(choices=choices, usage=usage(job.orders, generated), **more)
+        return job.head.reply(choices=choices, usage=job.usage(generated), **more)
 
     async def _events(self, job: _Job) -> AsyncIterator[bytes]:
         """A streamed reply: a line for whatever a token adds that can be told."""
@@ -259,7 +267,7 @@ class Api:
                     yield _event(job.head.chunk(choices=[job.piece(delta)], **rest))
             finished = True
             if tells:
-                yield _event(job.head.chunk(choices=[], usage=usage(job.orders, generated)))
+                yield _event(job.head.chunk(choices=[], usage=job.usage(generated)))
             yield b"data: [DONE]\n\n"
         except LuthierError as error:
             finished = True

@@ -42,6 +42,8 @@ class Piece:
     """What is certain of the text since the piece before; may be empty."""
     finish: Finish | None
     """Not None: the answer ends here."""
+    known: int = 0
+    """How many tokens of the order's prompt did not have to be read anew."""
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,7 @@ class Metrics:
 _COUNTERS = {
     "luthier_requests_total": "Requests by route and status.",
     "luthier_prompt_tokens_total": "Tokens of prompts that were taken, by model.",
+    "luthier_known_prompt_tokens_total": "Of these, tokens that were known from earlier prompts and answers.",
     "luthier_generated_tokens_total": "Tokens that were generated, by model.",
     "luthier_cancelled_total": "Requests whose client left before the end.",
     "luthier_refused_total": "Requests that were refused, by reason.",

@@ -44,11 +44,20 @@ class NativeEngine:
         most_rows: most answers at a time.
         cache_tokens: most tokens of prompts and answers at a time, as if all answers took their full length.
         most_waiting: most orders that wait.
+        share_prompts: whether what was read stays known, while there is room, to prompts that begin alike.
     """
 
-    def __init__(self, models: Mapping[str, Loaded], *, most_rows: int, cache_tokens: int, most_waiting: int):
+    def __init__(
+        self,
+        models: Mapping[str, Loaded],
+        *,
+        most_rows: int,
+        cache_tokens: int,
+        most_waiting: int,
+        share_prompts: bool = True,
+    ):
         self._models, self._most_rows, self._cache_tokens = models, most_rows, cache_tokens
-        self._most_waiting = most_waiting
+        self._most_waiting, self._share_prompts = most_waiting, share_prompts
         self._changed = threading.Condition()
         self._waiting: deque[_Taken] = deque()
         self._dropped: set[Ticket] = set()
@@ -199,12 +208,13 @@ class NativeEngine:
         self.ways[name] = "decoded from its parts, all answers side by side"
         blocks = max(1, blocks_for(self._cache_tokens))
         decoder = BlockDecoder(bind(model), checked.shape, blocks, cache)
-        return BlockPlaces(decoder, blocks, model.device)
+        return BlockPlaces(decoder, blocks, model.device, name if self._share_prompts else None)
 
 
 def _piece(answer: Answer) -> Piece:
     row = answer.row
-    return Piece(row.sample, row.ids[-1], row.logp[-1], tuple(answer.likeliest), row.fresh, row.finish)
+    likeliest = tuple(answer.likeliest)
+    return Piece(row.sample, row.ids[-1], row.logp[-1], likeliest, row.fresh, row.finish, answer.known)
 
 
 def _broken(answer: Answer) -> RunError:

@@ -17,8 +17,8 @@ LEAST_LOGP = -9999.0
 
 
 @dataclass
-class Delta:
-    """What a token adds to an answer."""
+class Portion:
+    """A part of an answer: what one token adds to it, or the whole, put together from these."""
 
     index: int
     text: str = ""
@@ -32,6 +32,14 @@ class Delta:
         """Whether there is nothing to tell."""
         return not (self.text or self.calls or self.logprobs or self.finish)
 
+    def add(self, next: "Portion") -> None:
+        """Puts what follows behind."""
+        self.text += next.text
+        self.calls += next.calls
+        self.logprobs += next.logprobs
+        self.ids += next.ids
+        self.finish = next.finish or self.finish
+
 
 class AnswerReader:
     """Reads the pieces of one answer: its text, its calls and its log-probabilities."""
@@ -43,9 +51,9 @@ class AnswerReader:
         self._offered, self._calls, self._eos = offered, calls, eos
         self._num_called = 0
 
-    def push(self, piece: Piece) -> Delta:
+    def push(self, piece: Piece) -> Portion:
         """What this token adds."""
-        delta = Delta(self.index, ids=[piece.token])
+        delta = Portion(self.index, ids=[piece.token])
         if self._calls is None:
             delta.text = piece.text
         else:
@@ -76,26 +84,6 @@ class AnswerReader:
         text = tokenizer.decode([token], skip_special_tokens=False, clean_up_tokenization_spaces=False)
         known = None if REPLACEMENT in text else list(text.encode())
         return {"token": text, "logprob": max(logp, LEAST_LOGP), "bytes": known}
-
-
-@dataclass
-class Answer:
-    """A whole answer, put together from what its tokens added."""
-
-    index: int
-    text: str = ""
-    calls: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[dict[str, Any]] = field(default_factory=list)
-    ids: list[int] = field(default_factory=list)
-    finish: str | None = None
-
-    def add(self, delta: Delta) -> None:
-        """Puts one more token's part behind."""
-        self.text += delta.text
-        self.calls += delta.calls
-        self.logprobs += delta.logprobs
-        self.ids += delta.ids
-        self.finish = delta.finish or self.finish
 
 
 @dataclass(frozen=True)
@@ -131,17 +119,18 @@ class Head:
         return {**self.reply(**rest), "object": self.kind + suffix}
 
 
-def usage(orders: Sequence[Order], num_generated: int) -> dict[str, Any]:
-    """The numbers of tokens."""
+def usage(orders: Sequence[Order], num_generated: int, num_known: int) -> dict[str, Any]:
+    """The numbers of tokens; `num_known` of the prompts' did not have to be read anew."""
     prompt = sum(len(order.prompt) for order in orders)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": num_generated,
         "total_tokens": prompt + num_generated,
+        "prompt_tokens_details": {"cached_tokens": num_known},
     }
 
 
-def chat_choice(answer: Answer, *, logprobs: bool, ids: bool) -> dict[str, Any]:
+def chat_choice(answer: Portion, *, logprobs: bool, ids: bool) -> dict[str, Any]:
     """One answer of a chat."""
     message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
     if answer.calls:
@@ -158,7 +147,7 @@ def chat_choice(answer: Answer, *, logprobs: bool, ids: bool) -> dict[str, Any]:
     }
 
 
-def chat_delta(delta: Delta, *, logprobs: bool, ids: bool) -> dict[str, Any]:
+def chat_delta(delta: Portion, *, logprobs: bool, ids: bool) -> dict[str, Any]:
     """What a token adds to an answer of a chat."""
     added: dict[str, Any] = {"content": delta.text} if delta.text else {}
     if delta.calls:
@@ -172,7 +161,7 @@ def chat_delta(delta: Delta, *, logprobs: bool, ids: bool) -> dict[str, Any]:
     }
 
 
-def completion_choice(answer: Answer | Delta, *, top: int | None, ids: bool) -> dict[str, Any]:
+def completion_choice(answer: Portion, *, top: int | None, ids: bool) -> dict[str, Any]:
     """One answer of a completion, whole or what a token adds to it."""
     return {
         "index": answer.index,

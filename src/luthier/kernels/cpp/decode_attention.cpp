@@ -1,8 +1,8 @@
 // Attention of one new token per sequence over keys and values that lie in blocks.
 //
-// The cache is [blocks, key heads, BLOCK tokens, head size]; a sequence names its blocks in a row of `tables`. One
-// task is a sequence and a key head: it stores the new key and value, then reads each key and value once for all
-// query heads that share them. Scores, softmax and sums are fp32.
+// The cache is [blocks, key heads, BLOCK tokens, head size]; a sequence names its blocks in a row of `tables`. All new
+// keys and values are stored first, so that several rows may be new tokens of one sequence. Then one task is a row and
+// a key head: it reads each key and value once for all query heads that share them. Scores, softmax and sums are fp32.
 
 #include <vector>
 
@@ -106,22 +106,31 @@ void attend(const float* query, const float* key, const float* value, float* out
             const int64_t* strides) {
     int64_t group = shape.heads / shape.key_heads, size = shape.size;
     int64_t head_stride = shape.block * size;
+    auto blocks_of = [&](int64_t row, int64_t head) -> Cache<T> {
+        return {keys, values, tables + row * table_stride, shape.key_heads * head_stride, head * head_stride,
+                shape.block, size};
+    };
 #pragma omp parallel
     {
         std::vector<float> scores;
-#pragma omp for schedule(dynamic) collapse(2)
+#pragma omp for
         for (int64_t row = 0; row < rows; row++) {
             for (int64_t head = 0; head < shape.key_heads; head++) {
-                Cache<T> cache = {keys,       values, tables + row * table_stride, shape.key_heads * head_stride,
-                                  head * head_stride, shape.block, size};
-                int64_t length = lengths[row];
-                int64_t first = shape.window > 0 && length > shape.window ? length - shape.window : 0;
-                T* new_key = cache.place(keys, length - 1);
-                T* new_value = cache.place(values, length - 1);
+                Cache<T> cache = blocks_of(row, head);
+                T* new_key = cache.place(keys, lengths[row] - 1);
+                T* new_value = cache.place(values, lengths[row] - 1);
                 for (int64_t d = 0; d < size; d++) {
                     new_key[d] = from_float<T>(key[row * strides[1] + head * size + d]);
                     new_value[d] = from_float<T>(value[row * strides[2] + head * size + d]);
                 }
+            }
+        }
+#pragma omp for schedule(dynamic) collapse(2)
+        for (int64_t row = 0; row < rows; row++) {
+            for (int64_t head = 0; head < shape.key_heads; head++) {
+                Cache<T> cache = blocks_of(row, head);
+                int64_t length = lengths[row];
+                int64_t first = shape.window > 0 && length > shape.window ? length - shape.window : 0;
                 int64_t num = length - first;
                 scores.resize(group * num);
                 const float* queries = query + row * strides[0] + head * group * size;

@@ -1,14 +1,18 @@
 """Keys and values of many sequences, in blocks that are handed out, shared and given back.
 
 A block holds a few tokens of every layer. Sequences with a common beginning (answers to one prompt, prompts with
-one preamble) name the same blocks; nothing is moved when a sequence ends and another takes its place.
+one preamble) name the same blocks; nothing is moved when a sequence ends and another takes its place. What was read may
+be remembered: its blocks then stay, while nobody else needs them, for sequences that begin alike.
 """
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
+from luthier.models.decoding.beginnings import Beginnings
 
 BLOCK = 32
 """Tokens of a block: long enough to be read in one sweep, short enough that its empty end is little memory."""
@@ -48,11 +52,14 @@ class BlockCache:
         self._store = torch.empty(size, dtype=dtype, device=device)
         self._free = list(range(num_blocks))[::-1]
         self._users = [0] * num_blocks
+        self._beginnings = Beginnings(BLOCK)
+        self._kept: OrderedDict[int, None] = OrderedDict()
+        """Blocks that nobody uses but whose tokens are known; those at the front are the first to be given away."""
 
     @property
     def num_free(self) -> int:
         """Blocks that nobody uses."""
-        return len(self._free)
+        return len(self._free) + len(self._kept)
 
     def keys(self, layer: int) -> Tensor:
         """[blocks, heads, BLOCK, size]."""
@@ -62,10 +69,34 @@ class BlockCache:
         """[blocks, heads, BLOCK, size]."""
         return self._store[layer, 1]
 
+    def known(self, owner: str, tokens: Sequence[int]) -> int:
+        """How many of these tokens `begin` would find; at least the last one has to be read."""
+        return self._beginnings.find(owner, tokens[:-1])[1]
+
+    def begin(self, owner: str, tokens: Sequence[int]) -> Stored:
+        """A sequence that holds what is known of the beginning of these tokens, by the model `owner`."""
+        blocks, num = self._beginnings.find(owner, tokens[:-1])
+        for block in blocks:
+            self._use(block)
+        whole = num // BLOCK
+        stored = Stored(blocks[:whole], whole * BLOCK)
+        for source in blocks[whole:]:  # one that others fill otherwise, if any: its first tokens are copied
+            if self.num_free:
+                self.grow(stored, num)
+                self._store[:, :, stored.blocks[whole]] = self._store[:, :, source]
+                stored.length = num
+            self._leave(source)
+        return stored
+
+    def remember(self, owner: str, stored: Stored, tokens: Sequence[int]) -> None:
+        """Makes the sequence, which has read these tokens, known to those that begin alike."""
+        self._beginnings.add(owner, tokens[: stored.length], stored.blocks)
+
     def grow(self, stored: Stored, num_tokens: int) -> None:
         """Gives the sequence blocks for `num_tokens` tokens in all."""
         while len(stored.blocks) < blocks_for(num_tokens):
-            block = self._free.pop()
+            block = self._free.pop() if self._free else self._kept.popitem(last=False)[0]
+            self._beginnings.forget(block)
             self._users[block] = 1
             stored.blocks.append(block)
 
@@ -75,7 +106,7 @@ class BlockCache:
         forks = []
         for _ in range(num):
             for block in stored.blocks[:whole]:
-                self._users[block] += 1
+                self._use(block)
             forks.append(Stored(stored.blocks[:whole], stored.length))
             self.grow(forks[-1], stored.length)
         if forks and stored.length % BLOCK:
@@ -85,11 +116,24 @@ class BlockCache:
 
     def release(self, stored: Stored) -> None:
         """Gives a sequence's blocks back; those that others share stay."""
-        for block in stored.blocks:
-            self._users[block] -= 1
-            if self._users[block] == 0:
-                self._free.append(block)
+        for block in reversed(
+            stored.blocks
+        ):  # the end is the first to go: without it the beginning is of use
+            self._leave(block)
         stored.blocks = []
+
+    def _use(self, block: int) -> None:
+        self._users[block] += 1
+        self._kept.pop(block, None)
+
+    def _leave(self, block: int) -> None:
+        self._users[block] -= 1
+        if self._users[block]:
+            return
+        if block in self._beginnings:
+            self._kept[block] = None
+        else:
+            self._free.append(block)
 
     def write(self, layer: int, place_T: tuple[Tensor, Tensor], key_TGD: Tensor, value_TGD: Tensor) -> None:
         """Stores tokens' keys and values in these blocks and places."""
