@@ -5,9 +5,8 @@
 
 MODEL is whatever `model:` takes: `demo:smollm2-135m`, a folder, a GGUF file. It is tuned on e-mails of
 examples/tickets, with LoRA and with LoRA beside weights in nf4 (QLoRA). Then each form is written as the command writes
-it, and the verdict is kept. What was found goes to FILE form by form, and what is there already is not done again but
-for what failed. In
-FOLDER the runs are kept; without it they are made anew. What was written is removed when it has been judged.
+it, and the verdict is kept. What was found goes to FILE form by form; what is there already is not done again unless it
+failed. In FOLDER the runs are kept; without it they are made anew. What was written is removed when it has been judged.
 """
 
 import argparse
