@@ -1,24 +1,17 @@
 """A template in Go's language writes what the model's own template writes, or is not written."""
 
-from datetime import datetime
-
 import pytest
 
-from chat_samples import CHATML, SHARED
+from chat_samples import CHATML
 from luthier.errors import ModelError
 from luthier.export.ollama import proof
 from luthier.export.ollama.go import GoTemplate, to_json
 from luthier.export.ollama.go_template import go_template
 from luthier.export.ollama.proof import difference, ollama_values
 from luthier.export.ollama.shape import text_shape
-from luthier.export.ollama.template import Made, _renderer, made_template
+from luthier.export.ollama.template import _renderer
 from nasty_templates import NASTY
-
-DAY = datetime(2026, 2, 3)
-
-
-def made(source: str, *, adds_bos: bool = False, **variables: object) -> Made:
-    return made_template(source, now=DAY, bos="<s>", adds_bos=adds_bos, eos="</s>", variables=variables)
+from ollama_templates import DAY, made, shared
 
 
 def asked(source: str, messages: list[dict[str, str]], **more: object) -> str:
@@ -33,13 +26,6 @@ CHAT = [
     {"role": "assistant", "content": "Hi."},
     {"role": "user", "content": "Why?"},
 ]
-
-
-def shared(name: str) -> str:
-    file = SHARED / f"{name}.jinja"
-    if not file.is_file():
-        pytest.skip("the folder of templates is not here")
-    return file.read_text()
 
 
 @pytest.mark.parametrize(
