@@ -34,5 +34,5 @@ def rows_for(config: "Config", folder: Path) -> list[list[int]]:
     if rows:
         print(f"Which weights matter is measured on {len(rows)} rows, {sum(map(len, rows)):,} tokens.")
     else:
-        print("None of the run's rows can be read, so weights are rounded as if all mattered alike.")
+        print("None of the run's rows can be read, so it is not known which weights matter.")
     return rows

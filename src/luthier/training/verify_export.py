@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 from luthier.config.tree import Config
 from luthier.errors import RunError
+from luthier.export.compressed.types import TYPES as COMPRESSED
 from luthier.export.gguf.llama import NEEDED, installed
 from luthier.export.job import Job, Written
-from luthier.export.verify.engines import peft
+from luthier.export.verify.engines import compressed, peft
 from luthier.export.verify.engines._torch import TorchModel
+from luthier.export.verify.engines.compressed import InCompressedTensors, InOwnReader
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
 from luthier.export.verify.engines.peft import InPeft
 from luthier.export.verify.engines.transformers import InTransformers
@@ -35,7 +37,7 @@ ANSWER = 32
 PROMPTS = 8
 LORA = "gguf-lora"
 SEVERAL = "merged", "adapter", LORA
-"""Forms that are no types of a GGUF with a whole model."""
+"""Forms that are no types: neither of a GGUF with a whole model nor of compressed-tensors."""
 
 
 def verify_export(
@@ -52,7 +54,7 @@ def verify_export(
     """Compares an artefact with the run's model, tells the verdict, and writes it to `verification/` in the run.
 
     Args:
-        form: `merged`, `adapter`, `gguf-lora`, or a type of a GGUF file.
+        form: `merged`, `adapter`, `gguf-lora`, a type of a GGUF file, or of compressed-tensors (`int4`, `gptq-int4`).
         whole: the folder that the artefact is a part of, to be marked if it is another model; absent: itself.
         base: as `--base` of `luthier export`: which base weights it was written with.
         prompts: how many are asked.
@@ -66,8 +68,7 @@ def verify_export(
         _mark(whole or artefact)  # a program that cannot load it has not verified it
         raise
     say(table(verdict))
-    name = form if form in SEVERAL else f"gguf-{form}"
-    folder.write_json(folder.path / FOLDER / f"{name}.json", verdict.to_json())
+    folder.write_json(folder.path / FOLDER / f"{_called(form)}.json", verdict.to_json())
     if not verdict.same:
         raise RunError(
             f"what was written is not the model that was trained ({'; '.join(verdict.faults)}). It is kept as "
@@ -104,10 +105,8 @@ def verify_written(
 def form_of(written: Written) -> str | None:
     """The form of what was written, as `verify_export` takes it; None if nothing runs it by itself."""
     if written.weights.is_dir():
-        if (
-            written.kind is not None
-        ):  # weights in few bits, which transformers reads with a further package only
-            return None
+        if written.kind is not None:
+            return written.kind
         return "adapter" if (written.weights / CONFIG_NAME).is_file() else "merged"
     if written.weights.suffix != ".gguf":
         return None
@@ -144,6 +143,11 @@ def engines_for(
         from luthier.export.verify.engines.llama_adapter import BesideBase
 
         return lambda: BesideBase(artefact, base_folder(config), trained.longest, trained.config), None
+    if _few_bits(form) is not None:
+        if not compressed.installed():
+            return lambda: InOwnReader(artefact), None
+        rounds = _few_bits(form) == "fp8"  # activations, too: more than the decoded folder says
+        return lambda: InCompressedTensors(artefact), None if rounds else lambda: InOwnReader(artefact)
     from luthier.export.verify.engines.gguf_reader import InReader
 
     def decoded() -> "Engine":
@@ -152,6 +156,19 @@ def engines_for(
     if not installed():
         return decoded, None
     return lambda: InLlamaCpp(artefact, trained.longest, trained.config), decoded
+
+
+def _few_bits(form: str) -> str | None:
+    """The type of compressed-tensors that a form is; None if it is none."""
+    kind = form.rpartition("-")[2]
+    return kind if kind in COMPRESSED else None
+
+
+def _called(form: str) -> str:
+    """The form as files in the run are called by it."""
+    if form in SEVERAL or "-" in form:
+        return form
+    return f"compressed-{form}" if form in COMPRESSED else f"gguf-{form}"
 
 
 def _mark(artefact: Path) -> Path:

@@ -1,22 +1,26 @@
 """How a weight [M, K] is stored, and what config.json says of it.
 
     int4   codes -8..7 of 4 bits, a scale for 128 inputs of a row            4.13 bits a weight
+           (for 64 or 32 where the rows of some layers do not divide)        4.25 or 4.5
     int8   codes -128..127, a scale for each row                            8 bits and a little
     fp8    8-bit floats (E4M3), a scale for each row                        8 bits and a little
 
     weight = code · scale,    scale = the largest absolute value of the group / the largest code
 
-Codes are rounded to the nearest, with no other data than the weights. Servers multiply int4 and int8 with activations
-in 16 bits; with fp8 they round these, too, each token by itself.
+Codes are the nearest ones, with no other data than the weights, unless a method with data chose others (`gptq.py`).
+Servers multiply int4 and int8 with activations in 16 bits; with fp8 they round these, too, each token by itself.
 """
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-GROUP = 128
+GROUPS = (128, 64, 32)
+"""Inputs that share a scale, the first that divides; servers' fast products with 4 bits know these."""
+GROUP = GROUPS[0]
 FLOAT8_MOST = 448.0
 
 
@@ -52,24 +56,58 @@ class Type:
             f"{name}.weight_shape": (torch.int64, (2,)),
         }
 
-    def stored(self, name: str, weight_MK: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The tensors by name. The scale is rounded to `dtype` first, so that the codes fit what is stored."""
-        values = weight_MK.float()
-        num_out, num_in = values.shape
-        grouped_MGk = values.view(num_out, -1, self.group or num_in)
-        most = FLOAT8_MOST if self.floats else 2 ** (self.bits - 1) - 1
-        scale_MG = (grouped_MGk.abs().amax(-1) / most).clamp(min=1e-10).to(dtype)
-        codes = grouped_MGk / scale_MG.float().unsqueeze(-1)
+    def fitting(self, shapes: Collection[tuple[int, ...]]) -> "Type":
+        """The same with groups that divide the rows of all these weights; itself if there are no such groups."""
+        if self.group is None:
+            return self
+        for group in GROUPS:
+            if all(shape[-1] % group == 0 for shape in shapes):
+                return replace(self, group=group)
+        return self
+
+    @property
+    def most(self) -> float:
+        """The largest code."""
+        return FLOAT8_MOST if self.floats else 2 ** (self.bits - 1) - 1
+
+    def scales(self, weight_MK: Tensor, dtype: torch.dtype) -> Tensor:
+        """The scale of each group [M, G], rounded to `dtype`, in fp32: codes are to fit what is stored."""
+        num_out, num_in = weight_MK.shape
+        grouped_MGk = weight_MK.float().view(num_out, -1, self.group or num_in)
+        return (grouped_MGk.abs().amax(-1) / self.most).clamp(min=1e-10).to(dtype).float()
+
+    def codes(self, values: Tensor, scale: Tensor) -> Tensor:
+        """The codes nearest to values, as numbers in the values' type."""
+        codes = values / scale
         if self.floats:
-            floats = codes.clamp(-most, most).to(torch.float8_e4m3fn).view(num_out, num_in)
-            return {f"{name}.weight": floats, f"{name}.weight_scale": scale_MG}
-        half = 2 ** (self.bits - 1)
-        whole = (codes.round().clamp(-half, half - 1) + half).to(torch.int64).view(num_out, num_in)
+            return codes.clamp(-self.most, self.most).to(torch.float8_e4m3fn).to(values.dtype)
+        return codes.round().clamp(-self.most - 1, self.most)
+
+    def packed(self, codes_MK: Tensor, scale_MG: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Codes and scales as they are stored, by the tensors' last names."""
+        scales = {"weight_scale": scale_MG.to(dtype)}
+        if self.floats:
+            return {"weight": codes_MK.to(torch.float8_e4m3fn), **scales}
+        whole = codes_MK.to(torch.int64) + 2 ** (self.bits - 1)
         return {
-            f"{name}.weight_packed": _packed(whole, self.bits),
-            f"{name}.weight_scale": scale_MG,
-            f"{name}.weight_shape": torch.tensor([num_out, num_in]),
+            "weight_packed": _packed(whole, self.bits),
+            **scales,
+            "weight_shape": torch.tensor(codes_MK.shape),
         }
+
+    def nearest(self, weight_MK: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+        """A weight with each code the nearest, as it is stored."""
+        codes_MGk, scale_MG = self._nearest(weight_MK, dtype)
+        return self.packed(codes_MGk.view(weight_MK.shape), scale_MG, dtype)
+
+    def decoded(self, weight_MK: Tensor, dtype: torch.dtype) -> Tensor:
+        """What that decodes to, in fp32."""
+        codes_MGk, scale_MG = self._nearest(weight_MK, dtype)
+        return (codes_MGk * scale_MG.unsqueeze(-1)).view(weight_MK.shape)
+
+    def _nearest(self, weight_MK: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        scale_MG = self.scales(weight_MK, dtype)
+        return self.codes(weight_MK.float().view(*scale_MG.shape, -1), scale_MG.unsqueeze(-1)), scale_MG
 
     def config(self, ignored: list[str]) -> dict[str, Any]:
         """The section quantization_config. ignored: names of linear layers that stay as they are."""

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,28 @@ from luthier.runs.atomic import check_room
 HIGH = (torch.bfloat16, torch.float16)
 
 
-def write_compressed(folder: Path, out: Path, kind: str, *, progress: Progress | None = None) -> list[str]:
+@dataclass(frozen=True)
+class Made:
+    """What was made of a model's weights with the help of data, by their names in the model."""
+
+    parts: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Of linear layers, what takes the weight's place, by the tensors' last names."""
+    plain: Mapping[str, Tensor] = field(default_factory=dict)
+    """Other tensors that changed."""
+
+
+Maker = Callable[[Path, Type, torch.dtype, Collection[str]], Made]
+"""Called with the model's folder, how its linear layers are stored, the type of scales, and these layers' names."""
+
+
+def write_compressed(
+    folder: Path, out: Path, kind: str, *, make: Maker | None = None, progress: Progress | None = None
+) -> list[str]:
     """Fills `out` with the model in `folder`; what is not stored in few bits becomes bf16 where it is wider.
+
+    Args:
+        kind: one of `TYPES`.
+        make: rounds with data; what it does not make is rounded to the nearest.
 
     Returns the names of linear layers that stay as they are, besides the head.
 
@@ -30,7 +52,6 @@ def write_compressed(folder: Path, out: Path, kind: str, *, progress: Progress |
         ModelError: no linear layer can be stored so.
         RunError: the disk cannot take it.
     """
-    chosen = TYPES[kind]
     shards = base_shards(folder)
     model = empty_model(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -40,15 +61,24 @@ def write_compressed(folder: Path, out: Path, kind: str, *, progress: Progress |
     modules: dict[str, nn.Module] = dict(model.named_modules())
     head = output_embeddings(model)
     linear = [name for name, module in modules.items() if type(module) is nn.Linear and module is not head]
+    chosen = TYPES[kind].fitting([_shape(modules[name]) for name in linear])
     fit = {name for name in linear if chosen.fits(_shape(modules[name])) and f"{name}.weight" in on_disk}
     if not fit:
         raise ModelError(f"no linear layer of this model can be stored as {kind}. Export it as merged.")
     named = {on_disk[f"{name}.weight"].removesuffix(".weight"): name for name in fit}
     stay = sorted(set(linear) - fit)
     check_room(out, sum(file.stat().st_size for file in shards))
+    made = Made() if make is None else make(folder, chosen, dtype, fit)
+    shard = _Shard(
+        chosen,
+        dtype,
+        set(named),
+        {name: made.parts[inside] for name, inside in named.items() if inside in made.parts},
+        {on_disk[name]: tensor for name, tensor in made.plain.items()},
+    )
     places: dict[str, str] = {}
     for done, file in enumerate(shards, 1):
-        for name in _shard(file, out / file.name, chosen, set(named), dtype):
+        for name in shard.write(file, out / file.name):
             places[name] = file.name
         if progress is not None:
             progress(done, len(shards), file.name)
@@ -65,32 +95,53 @@ def write_compressed(folder: Path, out: Path, kind: str, *, progress: Progress |
     return stay
 
 
-def _shard(source: Path, target: Path, chosen: Type, named: set[str], dtype: torch.dtype) -> list[str]:
-    """Writes one file; returns the names of its tensors."""
-    with safe_open(source, framework="pt") as file:
-        made: dict[str, str] = {}
-        planned: list[Planned] = []
-        for name in file.keys():  # noqa: SIM118
-            told = file.get_slice(name)
-            base, shape = name.removesuffix(".weight"), tuple(told.get_shape())
-            if base in named:
-                parts = chosen.parts(base, shape, dtype)
-            else:
-                stored = DTYPES[told.get_dtype()]
-                parts = {name: (dtype if stored in (torch.float32, torch.float64) else stored, shape)}
-            made |= dict.fromkeys(parts, name)
-            planned += [Planned(part, kind, size) for part, (kind, size) in parts.items()]
+@dataclass(frozen=True)
+class _Shard:
+    """How one file becomes another; weights and tensors by their names on disk."""
 
-        def tensor_of(part: str) -> Tensor:
-            name = made[part]
-            weight = file.get_tensor(name)
-            base = name.removesuffix(".weight")
-            if base in named:
-                return chosen.stored(base, weight, dtype)[part]
-            return weight.to(dtype) if weight.dtype in (torch.float32, torch.float64) else weight
+    chosen: Type
+    dtype: torch.dtype
+    named: Collection[str]
+    """Linear layers that are stored in few bits."""
+    parts: Mapping[str, Mapping[str, Tensor]]
+    plain: Mapping[str, Tensor]
 
-        write_streamed(target, planned, tensor_of, {"format": "pt"})
-    return [one.name for one in planned]
+    def write(self, source: Path, target: Path) -> list[str]:
+        """Writes one file; returns the names of its tensors."""
+        with safe_open(source, framework="pt") as file:
+            made: dict[str, str] = {}
+            planned: list[Planned] = []
+            for name in file.keys():  # noqa: SIM118
+                told = file.get_slice(name)
+                base, shape = name.removesuffix(".weight"), tuple(told.get_shape())
+                if base in self.named:
+                    parts = self.chosen.parts(base, shape, self.dtype)
+                else:
+                    parts = {name: (self._kind(DTYPES[told.get_dtype()]), shape)}
+                made |= dict.fromkeys(parts, name)
+                planned += [Planned(part, kind, size) for part, (kind, size) in parts.items()]
+            small: dict[str, Tensor] = {}  # a weight's parts are not asked for one after another
+
+            def tensor_of(part: str) -> Tensor:
+                name = made[part]
+                base, told = name.removesuffix(".weight"), file.get_slice(name)
+                if base not in self.named:
+                    tensor = self.plain[name] if name in self.plain else file.get_tensor(name)
+                    return tensor.to(self._kind(DTYPES[told.get_dtype()]))
+                if part == f"{base}.weight_shape":
+                    return torch.tensor(told.get_shape())
+                if part not in small:
+                    parts = self.parts.get(base) or self.chosen.nearest(file.get_tensor(name), self.dtype)
+                    small[f"{base}.weight_scale"] = parts["weight_scale"]
+                    return parts[part.removeprefix(f"{base}.")]
+                return small.pop(part)
+
+            write_streamed(target, planned, tensor_of, {"format": "pt"})
+        return [one.name for one in planned]
+
+    def _kind(self, stored: torch.dtype) -> torch.dtype:
+        """What a tensor becomes that is not stored in few bits."""
+        return self.dtype if stored in (torch.float32, torch.float64) else stored
 
 
 def _shape(module: nn.Module) -> tuple[int, ...]:

@@ -49,7 +49,7 @@ AS_DECODED = Bounds(mean_kl=1e-2, spread=0.15)
 BY_FORM = {
     **dict.fromkeys(("adapter", "gguf-lora", "f32", "f16"), SIXTEEN),
     **dict.fromkeys(("merged", "bf16"), BF16),
-    "q8_0": EIGHT,
+    **dict.fromkeys(("q8_0", "int8", "gptq-int8"), EIGHT),
 }
 
 
@@ -64,7 +64,7 @@ def by_chance(differ: int, places: int, share: float) -> float:
 
 
 def bounds_of(form: str) -> Bounds:
-    """Those of a form: `merged`, `adapter`, or a type of a GGUF."""
+    """Those of a form: `merged`, `adapter`, or a type of a GGUF or of compressed-tensors."""
     return BY_FORM.get(form, FEW)
 
 
