@@ -97,6 +97,24 @@ def tiny_shelf(folder: Path, template: str | None = None) -> dict[str, Offered]:
     return {"tiny": Offered("tiny", changed, one.defaults, one.context)}
 
 
+def llama(folder: Path, **options: Any) -> tuple[dict[str, Offered], Any]:
+    """A tiny model called `tiny` as a GGUF of full precision in llama.cpp, and the engine with room for a few answers.
+
+    The model that was written is in `folder`, beside the file.
+    """
+    from gguf_models import saved
+    from luthier.export.gguf.write import write_gguf
+    from luthier.serve.llama import opened
+    from luthier.serve.opened import Asked
+
+    if not folder.exists():
+        saved("llama", folder, max_position_embeddings=512)
+        write_gguf(folder, folder / "model.gguf", "f32")
+    room = {"answers": 16, "cache_tokens": 8192, "queue": 64, **options}
+    found = opened(Asked(str(folder / "model.gguf"), {}, "tiny", True, **room))
+    return dict(found.shelf), found.engine
+
+
 class Scripted:
     """An engine that answers every order with the same text, token by token, and remembers the orders.
 

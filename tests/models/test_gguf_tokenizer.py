@@ -52,6 +52,15 @@ def test_the_rule_of_the_file_is_kept(name: str, tmp_path: Path) -> None:
         assert unpacked.encode(text, add_special_tokens=False) == expected, (text, name)
 
 
+def test_a_tokenizer_beside_the_file_is_not_read_in_its_place(tmp_path: Path) -> None:
+    saved("llama", tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "model" / "model.gguf", "f32")
+    write_gguf(tmp_path / "model", tmp_path / "model.gguf", "f32")
+    beside, alone = gguf_tokenizer(tmp_path / "model" / "model.gguf"), gguf_tokenizer(tmp_path / "model.gguf")
+    assert beside.get_vocab() == alone.get_vocab() and beside.eos_token_id == alone.eos_token_id is not None
+    assert beside.chat_template == alone.chat_template is not None
+
+
 def test_the_demo_model_reads_numbered_lists_as_it_was_taught() -> None:
     """SmolLM2 takes digits out first, so what is in front of one is a token of its own: two line ends are one."""
     file = gguf_file("demo:smollm2-135m")

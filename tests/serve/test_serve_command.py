@@ -15,6 +15,8 @@ import pytest
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 
+from gguf_models import saved  # noqa: E402
+from luthier.export.gguf.llama import installed  # noqa: E402
 from tiny_runs import save_tiny_model  # noqa: E402
 
 ASKED = [{"role": "user", "content": "one two three"}]
@@ -78,6 +80,25 @@ def test_it_serves_with_a_key_and_finishes_what_was_begun(folder: Path) -> None:
         assert process.wait(60) == 0
     told = "".join(lines)
     assert "decoded from its parts" in told and "2,048 tokens" in told and "warning" not in told
+
+
+@pytest.mark.skipif(not installed(), reason="llama-cpp-python is not installed")
+def test_a_file_is_served_in_llama_cpp(tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    from luthier.export.gguf.write import write_gguf
+
+    saved("llama", tmp_path / "model")
+    write_gguf(tmp_path / "model", tmp_path / "mine.gguf", "q8_0")
+    with served(tmp_path / "mine.gguf", "--answers", "3", LUTHIER_API_KEY="") as (process, address, lines):
+        reply = client(address).chat.completions.create(model="mine.gguf", messages=ASKED, max_tokens=5)
+        assert reply.choices[0].message.content
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+    told = "".join(lines)
+    assert (
+        "mine.gguf: computed by llama.cpp (llama-cpp-python " in told and "3 answers and 3,072 tokens" in told
+    )
+    assert "llama_" not in told and "warning" not in told  # nothing of its own notes
 
 
 def test_a_server_that_others_can_reach_warns_without_a_key(folder: Path) -> None:

@@ -3,29 +3,57 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 
-from luthier.rollout.native import NativeGenerator  # noqa: E402
+from luthier.export.gguf.llama import installed  # noqa: E402
+from luthier.models.inference import load_for_inference  # noqa: E402
 from luthier.rollout.sampling import SamplingSettings  # noqa: E402
 from luthier.serve.assistant import Assistant  # noqa: E402
 from luthier.serve.shelf import Offered  # noqa: E402
-from serve_parts import Running, native, running, tiny_shelf  # noqa: E402
+from serve_parts import Running, llama, native, running, tiny_shelf  # noqa: E402
 
+LLAMA = pytest.mark.skipif(not installed(), reason="llama-cpp-python is not installed")
 ASKED = [{"role": "user", "content": "one two three"}]
 
 
-@pytest.fixture(scope="module")
-def shelf(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Offered]:
-    return tiny_shelf(tmp_path_factory.mktemp("serve") / "model")
+@dataclass
+class House:
+    """A model served by one of the engines, and the same model as the right answers are known from."""
+
+    folder: Path
+    shelf: dict[str, Offered]
+    engine: Any
+
+    @cached_property
+    def own(self) -> Assistant:
+        return Assistant(load_for_inference(str(self.folder), device="cpu", dtype="float32"))
+
+
+@pytest.fixture(scope="module", params=["native", pytest.param("llama", marks=LLAMA)])
+def house(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> House:
+    folder = tmp_path_factory.mktemp("serve") / "model"
+    if request.param == "llama":
+        return House(folder, *llama(folder))
+    shelf = tiny_shelf(folder)
+    return House(folder, shelf, native(shelf))
 
 
 @pytest.fixture(scope="module")
-def server(shelf: dict[str, Offered]) -> Iterator[Running]:
-    with running(shelf, native(shelf)) as found:
+def own(house: House) -> Assistant:
+    return house.own
+
+
+@pytest.fixture(scope="module")
+def server(house: House) -> Iterator[Running]:
+    with running(house.shelf, house.engine) as found:
         yield found
 
 
@@ -33,11 +61,10 @@ def asked(number: int) -> list[dict[str, str]]:
     return [{"role": "user", "content": f"{'word ' * (number % 7)}number {number}"}]
 
 
-def test_a_chat_is_answered_as_the_assistant_answers_it(server: Running, shelf) -> None:
+def test_a_chat_is_answered_as_the_assistant_answers_it(server: Running, own: Assistant) -> None:
     reply = server.client().chat.completions.create(
         model="tiny", messages=ASKED, temperature=0, max_tokens=20, extra_body={"return_token_ids": True}
     )
-    own = Assistant(shelf["tiny"].loaded)
     completion = own.complete([own.prompt_ids("one two three")], max_new_tokens=20)[0][0]
     assert reply.choices[0].message.content == completion.text
     assert reply.choices[0].token_ids == completion.ids
@@ -92,12 +119,12 @@ def test_streams_side_by_side_get_their_own_answers(server: Running) -> None:
     assert server.engine.load.answers == 0
 
 
-def test_log_probabilities_are_the_models(server: Running, shelf) -> None:
+def test_log_probabilities_are_the_models(server: Running, own: Assistant) -> None:
     reply = server.client().chat.completions.create(
         model="tiny", messages=ASKED, temperature=1.0, seed=1, max_tokens=12, logprobs=True, top_logprobs=3,
         extra_body={"return_token_ids": True},
     )  # fmt: skip
-    choice, own = reply.choices[0], Assistant(shelf["tiny"].loaded)
+    choice = reply.choices[0]
     told = [one.logprob for one in choice.logprobs.content]
     right = own.logprobs(own.prompt_ids("one two three"), choice.token_ids)[: len(told)]
     assert sum(told) == pytest.approx(sum(right), abs=1e-3)
@@ -106,13 +133,12 @@ def test_log_probabilities_are_the_models(server: Running, shelf) -> None:
         assert len(best) == 3 and best == sorted(best, reverse=True) and one.logprob <= best[0] + 1e-6
 
 
-def test_several_answers_and_a_stop(server: Running, shelf) -> None:
+def test_several_answers_and_a_stop(server: Running, own: Assistant) -> None:
     settings = {"model": "tiny", "messages": ASKED, "temperature": 1.0, "seed": 2, "max_tokens": 24}
     client = server.client()
     three = client.chat.completions.create(**settings, n=3)
     texts = [choice.message.content for choice in three.choices]
     assert [choice.index for choice in three.choices] == [0, 1, 2] and len(set(texts)) == 3
-    own = Assistant(shelf["tiny"].loaded)
     native_ones = own.generator.generate(
         [own.prompt_ids("one two three")],
         SamplingSettings(max_new_tokens=24, temperature=1.0, seed=2, num_samples=3),
@@ -123,18 +149,16 @@ def test_several_answers_and_a_stop(server: Running, shelf) -> None:
     assert stopped.message.content == texts[0].partition(stop)[0] and stopped.finish_reason == "stop"
 
 
-def test_completions_go_on_after_texts_and_ids(server: Running, shelf) -> None:
-    client, tokenizer = server.client(), shelf["tiny"].loaded.tokenizer
+def test_completions_go_on_after_texts_and_ids(server: Running, own: Assistant) -> None:
+    client, tokenizer = server.client(), own.tokenizer
     texts = ["one two", "three"]
     settings = {"model": "tiny", "temperature": 0, "max_tokens": 9}
     reply = client.completions.create(**settings, prompt=texts, logprobs=2)
     ids = [tokenizer(text).input_ids for text in texts]
     by_ids = client.completions.create(**settings, prompt=ids)
-    own = NativeGenerator(
-        shelf["tiny"].loaded.model, eos_token_ids=shelf["tiny"].loaded.eos_token_ids, tokenizer=tokenizer
-    ).generate(ids, SamplingSettings(max_new_tokens=9))
-    assert [choice.text for choice in reply.choices] == [one[0].text for one in own]
-    assert [choice.text for choice in by_ids.choices] == [one[0].text for one in own]
+    right = own.complete(ids, max_new_tokens=9)
+    assert [choice.text for choice in reply.choices] == [one[0].text for one in right]
+    assert [choice.text for choice in by_ids.choices] == [one[0].text for one in right]
     assert len(reply.choices[0].logprobs.tokens) == len(reply.choices[0].logprobs.token_logprobs)
     stream = client.completions.create(**settings, prompt=texts, stream=True)
     said = {0: "", 1: ""}

@@ -3,6 +3,7 @@
 import re
 import sys
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,11 +14,9 @@ if TYPE_CHECKING:
     from socket import socket
 
     from luthier.models.embedder import Embedder
-    from luthier.serve.shelf import Offered
+    from luthier.serve.opened import Opened
 
 NEEDED = ("fastapi", "uvicorn")
-MEMORY_SHARE = 0.25
-"""Of the free memory, that the cache may take where nothing else is said."""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -27,6 +26,7 @@ class Wishes:
 
     name: str
     adapters: tuple[str, ...]
+    engine: str | None
     called: str | None
     host: str
     port: int
@@ -60,31 +60,21 @@ def _serve(wishes: Wishes, adapters: dict[str, Path], place: "socket") -> None:
 
     from luthier.serve.app import make_app
     from luthier.serve.gate import Doors
-    from luthier.serve.native import NativeEngine
     from luthier.serve.prompts import Limits
     from luthier.serve.run import Server, serve
-    from luthier.serve.shelf import load_shelf, other_bases
+    from luthier.serve.shelf import other_bases
 
     embedders = _embedders(wishes)
-    shelf = (
-        {} if embedders else load_shelf(wishes.name, adapters, called=wishes.called, offline=wishes.offline)
-    )
+    opened = _idle(wishes) if embedders else _opened(wishes, adapters)
     for line in other_bases(wishes.name, list(adapters.values())):
         note(f"warning: {line}")
-    tokens = wishes.cache_tokens or _tokens_that_fit(shelf, wishes.answers)
-    engine = NativeEngine(
-        {name: offered.loaded for name, offered in shelf.items()},
-        most_rows=wishes.answers,
-        cache_tokens=tokens,
-        most_waiting=wishes.queue,
-        share_prompts=wishes.share_prompts,
-    )
+    shelf, engine, tokens = opened.shelf, opened.engine, opened.tokens
     engine.start()
     usual = min(wishes.usual_answer_tokens, max(1, tokens // 2))
     limits = Limits(wishes.max_prompt_tokens, wishes.max_answer_tokens, usual)
     doors = Doors(wishes.keys, wishes.max_body, wishes.answers + wishes.queue)
     gate = make_app(shelf, engine, limits=limits, doors=doors, embedders=embedders)
-    _tell(wishes, shelf, engine.ways, tokens, usual)
+    _tell(wishes, opened, usual)
     server = Server(
         gate,
         host=wishes.host,
@@ -97,15 +87,45 @@ def _serve(wishes: Wishes, adapters: dict[str, Path], place: "socket") -> None:
     serve(server, engine, place)
 
 
-def _tell(wishes: Wishes, shelf: "dict[str, Offered]", ways: dict[str, str], tokens: int, usual: int) -> None:
+def _opened(wishes: Wishes, adapters: dict[str, Path]) -> "Opened":
+    """The models, in the engine that was asked for or that is the right one for them."""
+    from luthier.serve.opened import Asked, kind_for
+
+    asked = Asked(
+        wishes.name,
+        adapters,
+        wishes.called,
+        wishes.offline,
+        wishes.answers,
+        wishes.cache_tokens,
+        wishes.queue,
+        wishes.share_prompts,
+    )
+    kind, why = (wishes.engine, "") if wishes.engine else kind_for(asked)
+    if why:
+        note(f"warning: {why}")
+    return import_module(f"luthier.serve.{kind}").opened(asked)
+
+
+def _idle(wishes: Wishes) -> "Opened":
+    """No models that write."""
+    from luthier.serve.native import LEAST_TOKENS, NativeEngine
+    from luthier.serve.opened import Opened
+
+    engine = NativeEngine({}, most_rows=wishes.answers, cache_tokens=LEAST_TOKENS, most_waiting=wishes.queue)
+    return Opened({}, engine, LEAST_TOKENS, {})
+
+
+def _tell(wishes: Wishes, opened: "Opened", usual: int) -> None:
     """What a person should know before the first request."""
+    shelf = opened.shelf
     for name, offered in shelf.items():
-        note(f"{name}: {ways[name]}")
+        note(f"{name}: {opened.ways[name]}")
         if offered.loaded.template is None:
             note(f"{name} has no chat template, so it only answers /v1/completions")
     if shelf:
         note(
-            f"room for {wishes.answers} answers and {tokens:,} tokens at a time; {wishes.queue} requests wait"
+            f"room for {wishes.answers} answers and {opened.tokens:,} tokens at a time; {wishes.queue} requests wait"
         )
     if shelf and usual < wishes.usual_answer_tokens:
         note(
@@ -165,17 +185,7 @@ def _embedders(wishes: Wishes) -> "dict[str, Embedder]":
         return {}
     if wishes.adapters:
         raise ConfigError(f"{wishes.name} was trained to embed texts, so no adapters can be served beside it")
+    if wishes.engine not in (None, "native"):
+        raise ConfigError(f"{wishes.name} was trained to embed texts, which only --engine native does")
     name = wishes.called or offered_name(wishes.name)
     return {name: load_embedder(wishes.name, offline=wishes.offline)}
-
-
-def _tokens_that_fit(shelf: "dict[str, Offered]", answers: int) -> int:
-    """As many tokens as a share of the free memory holds, and no more than all answers at full length."""
-    from luthier.memory import free_memory
-    from luthier.serve.shelf import bytes_of_token
-
-    first = next(iter(shelf.values()), None)
-    if first is None:
-        return 1024
-    fitting = int(free_memory(first.loaded.model.device) * MEMORY_SHARE / bytes_of_token(first.loaded.model))
-    return max(1024, min(fitting, answers * (first.context or 8192)))

@@ -1,8 +1,19 @@
 """Serve a run or a model over HTTP, as OpenAI's API."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
+
+Engine = Annotated[
+    Literal["native", "llama"] | None,
+    typer.Option(help="What computes. [llama (llama.cpp) for a GGUF file where it is there, else native]"),
+]
+SharePrompts = Annotated[
+    bool,
+    typer.Option(
+        "--prefix-cache/--no-prefix-cache", help="Read prompts from where they part from earlier ones."
+    ),
+]
 
 
 def command(
@@ -14,6 +25,7 @@ def command(
         list[str] | None,
         typer.Option(metavar="NAME=PATH", help="A run or adapter on the same base; may be given again."),
     ] = None,
+    engine: Engine = None,
     called: Annotated[
         str | None,
         typer.Option("--name", help="What requests call the model. [its folder's name, or its id]"),
@@ -44,12 +56,7 @@ def command(
     patience: Annotated[
         float, typer.Option(help="Seconds that open requests are given when the server is ended.", min=0)
     ] = 30.0,
-    share_prompts: Annotated[
-        bool,
-        typer.Option(
-            "--prefix-cache/--no-prefix-cache", help="Read prompts from where they part from earlier ones."
-        ),
-    ] = True,
+    share_prompts: SharePrompts = True,
     offline: Annotated[bool, typer.Option("--offline", help="Refuse the network.")] = False,
 ) -> None:
     """Serve a run or a model over HTTP, as OpenAI's API: chats, completions, models.
@@ -60,7 +67,7 @@ def command(
 
     start(
         Wishes(
-            name, tuple(adapter or ()), called, host, port, tuple(api_key or ()), answers, cache_tokens, queue,
+            name, tuple(adapter or ()), engine, called, host, port, tuple(api_key or ()), answers, cache_tokens, queue,
             max_body, max_prompt_tokens, max_answer_tokens, usual_answer_tokens, patience,
             share_prompts, offline,
         )

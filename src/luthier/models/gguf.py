@@ -74,8 +74,11 @@ def gguf_tokenizer(file: Path) -> PreTrainedTokenizerFast:
     """
     import gguf
 
-    where = {"gguf_file": file.name, "local_files_only": True}
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    with tempfile.TemporaryDirectory(prefix="luthier-gguf-") as alone:
+        # transformers would follow a tokenizer_config.json that lies beside the file, and lose words of the file.
+        (Path(alone) / file.name).symlink_to(file.resolve())
+        tokenizer = AutoTokenizer.from_pretrained(alone, gguf_file=file.name, local_files_only=True)
+    tokenizer.name_or_path = str(file.parent)  # the folder is gone
     told = (gguf.GGUFReader(file).fields.get(f"tokenizer.ggml.{key}") for key in ("model", "pre"))
     kind, name = (None if field is None else field.contents() for field in told)
     splitter = splitting.named(str(name)) if kind == "gpt2" else None

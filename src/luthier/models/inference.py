@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -23,6 +24,30 @@ from luthier.models.rounded.apply import Rounded, chosen_rounding, round_linears
 UNFINISHED = "run {} has neither adapter/ nor model/: it has not finished. Continue it with --resume."
 
 
+class Words(Protocol):
+    """What a model's texts are written and read with, whatever computes it."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerFast:
+        """Turns texts into tokens and back."""
+        ...
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """None for a model without a chat template."""
+        ...
+
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
+        """Tokens that end an answer."""
+        ...
+
+    @property
+    def num_tokens(self) -> int:
+        """Entries of the model's logits, and of its embeddings."""
+        ...
+
+
 @dataclass(frozen=True)
 class Loaded:
     """A model with all that is needed to talk to it."""
@@ -32,6 +57,12 @@ class Loaded:
     template: ChatTemplate | None
     """None for a model without a chat template."""
     eos_token_ids: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Entries of its logits, and of its embeddings."""
+        embedding: Any = self.model.get_input_embeddings()
+        return int(embedding.weight.shape[0])
 
 
 def load_for_inference(

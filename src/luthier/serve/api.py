@@ -140,7 +140,7 @@ class Api:
         if format is None:
             return None
         if offered.name not in self._grammars:
-            self._grammars[offered.name] = Grammars(offered.loaded, offered.num_tokens)
+            self._grammars[offered.name] = Grammars(offered.loaded)
         return self._grammars[offered.name].rules(format)
 
     async def _aside(self, work: Callable[[], T]) -> T:

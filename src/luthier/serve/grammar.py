@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from luthier.models.inference import Loaded
+from luthier.models.inference import Words
 from luthier.rollout.live import Rule
 from luthier.serve.failures import Refusal
 from luthier.serve.requests import ResponseFormat
@@ -30,12 +30,11 @@ class Grammars:
     """Makes the rules of answers of one model. The vocabulary is read once, when it is first needed.
 
     Args:
-        loaded: the model, with its tokenizer and what ends an answer.
-        num_tokens: entries of its logits.
+        words: the model's tokenizer, what ends an answer, and how many entries its logits have.
     """
 
-    def __init__(self, loaded: Loaded, num_tokens: int):
-        self._loaded, self._num_tokens = loaded, num_tokens
+    def __init__(self, words: Words):
+        self._words = words
         self._vocabulary: Any = None
 
     def rules(self, format: ResponseFormat) -> Callable[[], Rule] | None:
@@ -55,16 +54,16 @@ class Grammars:
             )
         schema = format.json_schema.schema_ if format.json_schema else _ANY_OBJECT
         grammar = self._grammar(schema)
-        return lambda: JsonRule(self._vocabulary, grammar, self._loaded.eos_token_ids)
+        return lambda: JsonRule(self._vocabulary, grammar, self._words.eos_token_ids)
 
     def _grammar(self, schema: dict[str, Any]) -> str:
         import llguidance
         import llguidance.hf
 
         if self._vocabulary is None:
-            ends = list(self._loaded.eos_token_ids)
+            ends = list(self._words.eos_token_ids)
             self._vocabulary = llguidance.hf.from_tokenizer(
-                self._loaded.tokenizer, n_vocab=self._size(), eos_token=ends
+                self._words.tokenizer, n_vocab=self._size(), eos_token=ends
             )
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_WRITTEN)
@@ -80,7 +79,7 @@ class Grammars:
 
     def _size(self) -> int:
         """Entries of the vocabulary: no fewer than the tokenizer has."""
-        return max(self._num_tokens, len(self._loaded.tokenizer))
+        return max(self._words.num_tokens, len(self._words.tokenizer))
 
 
 class JsonRule:

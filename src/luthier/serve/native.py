@@ -1,18 +1,11 @@
-"""The engine of our own: a thread with a running batch that answers join and leave between two tokens."""
+"""The engine that computes models of transformers: from their parts where that is possible, else by their forward."""
 
-import asyncio
-import threading
-import traceback
-from collections import deque
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
-from itertools import groupby
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, ExitStack
 
-import torch
 from transformers import PreTrainedModel
 
-from luthier.errors import LuthierError, RunError
+from luthier.memory import free_memory
 from luthier.models.compat import plain_attention
 from luthier.models.decoding.bound import bind
 from luthier.models.decoding.cache import BlockCache, blocks_for
@@ -20,30 +13,22 @@ from luthier.models.decoding.check import check
 from luthier.models.decoding.decoder import BlockDecoder
 from luthier.models.inference import Loaded
 from luthier.rollout.decoder import traits_of
-from luthier.rollout.live import Answer, LiveBatch, Speaker
+from luthier.rollout.live import Speaker
 from luthier.rollout.places import BlockPlaces, Places, PlainPlaces
-from luthier.serve.engine import Busy, EngineFailed, Load, Order, Piece, Ticket, TooLarge
+from luthier.serve.batch_engine import BatchEngine
+from luthier.serve.opened import MEMORY_SHARE, Asked, Opened
+from luthier.serve.shelf import OfferedModel, bytes_of_token, load_shelf
+
+LEAST_TOKENS = 1024
+"""Room that is made in any case where nothing else is said."""
 
 
-@dataclass(eq=False)
-class _Taken:
-    """An order with whom it is for."""
-
-    order: Order
-    ticket: Ticket
-    loop: asyncio.AbstractEventLoop
-    left: int
-    """Answers that have not ended."""
-
-
-class NativeEngine:
+class NativeEngine(BatchEngine):
     """Answers with models of transformers, one batch for all that share a base.
 
     Args:
         models: by name; each a module tree of its own, whose weights may be shared.
-        most_rows: most answers at a time.
-        cache_tokens: most tokens of prompts and answers at a time, as if all answers took their full length.
-        most_waiting: most orders that wait.
+        most_rows, cache_tokens, most_waiting: as in every engine with a batch.
         share_prompts: whether what was read stays known, while there is room, to prompts that begin alike.
     """
 
@@ -56,139 +41,14 @@ class NativeEngine:
         most_waiting: int,
         share_prompts: bool = True,
     ):
-        self._models, self._most_rows, self._cache_tokens = models, most_rows, cache_tokens
-        self._most_waiting, self._share_prompts = most_waiting, share_prompts
-        self._changed = threading.Condition()
-        self._waiting: deque[_Taken] = deque()
-        self._dropped: set[Ticket] = set()
-        self._going: dict[int, _Taken] = {}  # by the order's id; the thread's own
-        self._batch: LiveBatch | None = None
-        self._num_going = 0
-        self._stopping = False
-        self._failure: str | None = None
-        self._thread = threading.Thread(target=self._run, name="luthier-engine", daemon=True)
-        self.ways: dict[str, str] = {}
-        """For each model one sentence for people: how it generates."""
+        super().__init__(most_rows=most_rows, cache_tokens=cache_tokens, most_waiting=most_waiting)
+        self._models, self._share_prompts = models, share_prompts
 
-    def start(self) -> None:
-        """Makes the batch, so that models that cannot be served are told before anything listens; begins."""
-        with torch.no_grad():
-            self._batch = LiveBatch(self._speakers(), most_rows=self._most_rows)
-        self._thread.start()
-
-    def submit(self, order: Order) -> Ticket:
-        assert self._batch is not None, "started before"
-        ticket = Ticket(order.settings.num_samples)
-        with self._changed:
-            self._refuse_failed()
-            if not self._batch.ever_fits(order):
-                raise TooLarge(
-                    f"the request needs room for {order.settings.num_samples} answers of {len(order.prompt)} + "
-                    f"{order.limit} tokens, but the server has room for {self._most_rows} answers and "
-                    f"{self._cache_tokens} tokens in all; ask for fewer or shorter answers"
-                )
-            # Those that came since the last token are not waiting yet: there is room for some of them.
-            room = self._most_waiting + max(0, self._most_rows - self._num_going)
-            if len(self._waiting) >= room:
-                raise Busy(f"{len(self._waiting)} requests are waiting already; come again later")
-            loop = asyncio.get_running_loop()
-            self._waiting.append(_Taken(order, ticket, loop, order.settings.num_samples))
-            self._changed.notify()
-        return ticket
-
-    def drop(self, ticket: Ticket) -> None:
-        with self._changed:
-            self._dropped.add(ticket)
-            self._changed.notify()
-
-    def stop(self) -> None:
-        with self._changed:
-            self._stopping = True
-            self._changed.notify()
-        if self._thread.is_alive():
-            self._thread.join()
-
-    @property
-    def load(self) -> Load:
-        return Load(self._num_going, len(self._waiting))
-
-    @property
-    def failure(self) -> str | None:
-        return self._failure
-
-    def _refuse_failed(self) -> None:
-        if self._failure or self._stopping:
-            raise EngineFailed(self._failure or "the server is shutting down")
-
-    def _run(self) -> None:
-        try:
-            with torch.no_grad(), ExitStack() as stack:
-                for loaded in self._models.values():
-                    stack.enter_context(plain_attention(loaded.model))
-                while self._turn():
-                    pass
-            error = EngineFailed("the server is shutting down")
-        except Exception as fault:  # whatever a model's code or a device comes to
-            traceback.print_exc()
-            text = (str(fault).splitlines() or [""])[0][:200]
-            error = EngineFailed(
-                f"the engine broke down ({type(fault).__name__}: {text}); restart the server"
-            )
-        with self._changed:
-            self._failure = str(error)
-            left = [*self._going.values(), *self._waiting]
-            self._waiting.clear()
-            self._num_going = 0
-        for taken in left:
-            _tell(taken.loop, [(taken.ticket, error)])
-
-    def _turn(self) -> bool:
-        """One token for all, or a wait for the first order. False: it is to stop."""
-        assert self._batch is not None
-        with self._changed:
-            while not (self._stopping or self._waiting or self._going):
-                self._dropped.clear()
-                self._changed.wait()
-            if self._stopping:
-                return False
-            self._forget_dropped(self._batch)
-            fitting = self._batch.fitting([taken.order for taken in self._waiting])
-            joining = [self._waiting.popleft() for _ in fitting]
-            self._going |= {id(taken.order): taken for taken in joining}
-        if fitting:
-            self._deliver(self._batch.join(fitting))
-        if self._batch.going:
-            self._deliver(self._batch.step())
-        self._num_going = len(self._batch.going)
-        return True
-
-    def _forget_dropped(self, batch: LiveBatch) -> None:
-        if not self._dropped:
-            return
-        kept = [taken for taken in self._waiting if taken.ticket not in self._dropped]
-        self._waiting = deque(kept)
-        gone = [taken for taken in self._going.values() if taken.ticket in self._dropped]
-        batch.leave([taken.order for taken in gone])
-        for taken in gone:
-            del self._going[id(taken.order)]
-        self._dropped.clear()
-
-    def _deliver(self, answers: list[Answer]) -> None:
-        """Hands the newest tokens over, all of one event loop at once."""
-        assert self._batch is not None
-        told: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, list[Piece] | LuthierError]]] = {}
-        for number, some in groupby(answers, key=lambda answer: id(answer.order)):
-            taken, own = self._going[number], list(some)
-            broken = next((answer for answer in own if answer.broken), None)
-            if broken is not None:
-                self._batch.leave([taken.order])
-            taken.left -= sum(answer.row.finish is not None for answer in own)
-            if broken is not None or not taken.left:
-                del self._going[number]
-            what = [_piece(answer) for answer in own] if broken is None else _broken(broken)
-            told.setdefault(taken.loop, []).append((taken.ticket, what))
-        for loop, some in told.items():
-            _tell(loop, some)
+    def _computing(self) -> AbstractContextManager[object]:
+        with ExitStack() as stack:
+            for loaded in self._models.values():
+                stack.enter_context(plain_attention(loaded.model))
+            return stack.pop_all()
 
     def _speakers(self) -> dict[str, Speaker]:
         speakers: dict[str, Speaker] = {}
@@ -211,24 +71,27 @@ class NativeEngine:
         return BlockPlaces(decoder, blocks, model.device, name if self._share_prompts else None)
 
 
-def _piece(answer: Answer) -> Piece:
-    row = answer.row
-    likeliest = tuple(answer.likeliest)
-    return Piece(row.sample, row.ids[-1], row.logp[-1], likeliest, row.fresh, row.finish, answer.known)
+def opened(asked: Asked) -> Opened:
+    """A run or a model, and adapters on it, in this engine.
+
+    Raises:
+        LuthierError: one of them cannot be loaded, or two have the same name.
+    """
+    shelf = load_shelf(asked.name, asked.adapters, called=asked.called, offline=asked.offline)
+    tokens = asked.cache_tokens or _tokens_that_fit(shelf, asked.answers)
+    engine = NativeEngine(
+        {name: offered.loaded for name, offered in shelf.items()},
+        most_rows=asked.answers,
+        cache_tokens=tokens,
+        most_waiting=asked.queue,
+        share_prompts=asked.share_prompts,
+    )
+    return Opened(shelf, engine, tokens, engine.ways)
 
 
-def _broken(answer: Answer) -> RunError:
-    return RunError(f"the answer broke off after {len(answer.row.ids)} tokens: {answer.broken}")
-
-
-def _tell(
-    loop: asyncio.AbstractEventLoop, told: Sequence[tuple[Ticket, Sequence[Piece] | LuthierError]]
-) -> None:
-    """Puts what there is on the tickets, in their event loop; a loop that has ended wants nothing."""
-
-    def put() -> None:
-        for ticket, what in told:
-            ticket.put(what)
-
-    with suppress(RuntimeError):
-        loop.call_soon_threadsafe(put)
+def _tokens_that_fit(shelf: Mapping[str, OfferedModel], answers: int) -> int:
+    """As many tokens as a share of the free memory holds, and no more than all answers at full length."""
+    first = next(iter(shelf.values()))
+    model = first.loaded.model
+    fitting = int(free_memory(model.device) * MEMORY_SHARE / bytes_of_token(model))
+    return max(LEAST_TOKENS, min(fitting, answers * (first.context or 8192)))

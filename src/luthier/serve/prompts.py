@@ -81,7 +81,7 @@ def completion_prompts(offered: Offered, request: CompletionRequest, most: int) 
 def _ids(offered: Offered, prompt: Any) -> list[int]:
     if isinstance(prompt, str):
         return offered.loaded.tokenizer(prompt).input_ids
-    known = offered.num_tokens
+    known = offered.loaded.num_tokens
     if any(not 0 <= number < known for number in prompt):
         raise Refusal(
             400, f"a token id is outside of the vocabulary (0 to {known - 1})", "invalid_value", "prompt"

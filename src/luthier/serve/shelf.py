@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from luthier.config.load import load_config
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ConfigError, ModelError
-from luthier.models.inference import Loaded, load_for_inference, load_tokenizer_folder, stop_ids
+from luthier.models.inference import Loaded, Words, load_for_inference, load_tokenizer_folder, stop_ids
 from luthier.models.peft_adapters.attach import attach_any
 from luthier.models.shared_tree import another_tree
 from luthier.rollout.decoder import max_positions
@@ -31,18 +31,20 @@ class Offered:
     """A model under the name that requests call it by."""
 
     name: str
-    loaded: Loaded
+    loaded: Words
+    """What its texts are written and read with."""
     defaults: Defaults
     context: int | None
     """Most tokens of prompt and answer together."""
     base: str | None = None
     """The name of the model that it is an adapter on."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Entries of its logits, and of its embeddings."""
-        embedding: Any = self.loaded.model.get_input_embeddings()
-        return int(embedding.weight.shape[0])
+
+@dataclass(frozen=True)
+class OfferedModel(Offered):
+    """A model of transformers under its name."""
+
+    loaded: Loaded
 
 
 def load_shelf(
@@ -53,7 +55,7 @@ def load_shelf(
     device: str = "auto",
     dtype: str = "auto",
     offline: bool = False,
-) -> dict[str, Offered]:
+) -> dict[str, OfferedModel]:
     """Loads a run or a model, under the name `called` (its folder's or its own if absent), and further adapters.
 
     Each adapter is a run's folder or one that PEFT reads. With adapters beside it, a run is its base with its own.
@@ -111,8 +113,8 @@ def _dressed(base: Loaded, path: Path) -> Loaded:
     )
 
 
-def _offered(name: str, loaded: Loaded, base: str | None = None) -> Offered:
-    return Offered(name, loaded, _defaults(loaded), max_positions(loaded.model), base)
+def _offered(name: str, loaded: Loaded, base: str | None = None) -> OfferedModel:
+    return OfferedModel(name, loaded, _defaults(loaded), max_positions(loaded.model), base)
 
 
 def _defaults(loaded: Loaded) -> Defaults:
