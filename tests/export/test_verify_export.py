@@ -22,7 +22,7 @@ from luthier.models.adapter_files import save_adapter
 from luthier.models.inference import load_for_inference
 from luthier.models.lora import apply_lora
 from luthier.runs.folder import RunFolder
-from luthier.training.own_prompts import own_prompts
+from luthier.training.own_prompts import own_prompts, own_rows
 from luthier.training.verify_export import verify_export
 
 ROWS = [
@@ -263,3 +263,20 @@ def test_answers_that_part_at_a_tie_are_no_fault() -> None:
     assert (apart.same_text, apart.ties) == (0, 1)
     clearly = distance(said, Fixed(own, [1, 0]), 4, ())  # type: ignore[arg-type]
     assert (clearly.same_text, clearly.ties) == (0, 0)
+
+
+@pytest.mark.parametrize("data", [", eval_rows: 6", ", eval_fraction: 0.3", ""])
+def test_weights_are_measured_on_other_rows_than_the_proof_asks(data: str, tmp_path: Path) -> None:
+    folder = finished(tmp_path, data)
+    config = load_config(folder.config)
+    loaded = load_for_inference(str(folder.path), device="cpu", dtype="float32")
+    asked = own_prompts(config, loaded.tokenizer, loaded.template, 6).prompts
+    rows = own_rows(config, loaded.tokenizer, loaded.template, 20)
+    texts = [loaded.tokenizer.decode(row) for row in rows]
+    assert len({*texts}) == len(texts) == 20 and all("Because" in text for text in texts)
+    assert not any(text.startswith(prompt.text) for text in texts for prompt in asked)
+    most = own_rows(config, loaded.tokenizer, loaded.template, 100)
+    assert len(most) == 40 - (6 if "rows" in data else 0) or "fraction" in data
+    held_out = [prompt.text for prompt in own_prompts(config, loaded.tokenizer, loaded.template, 100).prompts]
+    shared = sum(loaded.tokenizer.decode(row).startswith(text) for row in most for text in held_out)
+    assert shared == (0 if data else 40)

@@ -69,7 +69,9 @@ def rows_by(config: Config, folder: Path) -> list[list[int]]:
 def own_rows(
     config: Config, tokenizer: "PreTrainedTokenizerFast", template: ChatTemplate | None, number: int
 ) -> list[list[int]]:
-    """Tokens of whole rows, those of answers included, at most `MOST_TOKENS` of each; none if they cannot be read."""
+    """Tokens of whole rows that were trained on, those of answers included, at most `MOST_TOKENS` of each; none if they
+    cannot be read. They are those with the largest hashes, so none that `own_prompts` asks while there are enough: what
+    was rounded by them is to be proven by others."""
     encoder = TokenEncoder(tokenizer)
     try:
         texts = list(islice(_texts(config, template, number), number))
@@ -79,7 +81,7 @@ def own_rows(
 
 
 def _texts(config: Config, template: ChatTemplate | None, number: int) -> Iterator[str]:
-    for row in _rows(config, number * SPARE):
+    for row in _rows(config, number * SPARE, trained=True):
         if row.content is None:
             continue
         try:
@@ -109,22 +111,27 @@ def _prompts(
             yield found
 
 
-def _rows(config: Config, most: int) -> list[PreparedRow]:
-    """Those with the smallest hashes among the first, held-out ones alone if there are any."""
+def _rows(config: Config, most: int, *, trained: bool = False) -> list[PreparedRow]:
+    """Those with the smallest hashes among the first, held-out ones alone if there are any; or, of those that were
+    trained on, the ones with the largest."""
     data = config.data
-    if data.eval_rows and not data.eval_path:
+    apart = bool(data.eval_path) and not trained
+    if data.eval_rows and not data.eval_path and not trained:
         most = min(most, data.eval_rows)
-    sets, _ = expand_registries(data.eval_sets if data.eval_path else data.all_sets)
+    sets, _ = expand_registries(data.eval_sets if apart else data.all_sets)
     reads = load_plugin(luthier.methods, config.method.name).reads
     plan = Plan(tuple(sets), None, reads, seed=config.seed, offline=True)
     rows = [row for row, _ in islice(plan.open().rows(), MOST_ROWS) if row.record is not None]
     if data.eval_fraction and not data.eval_path:
-        rows = [row for row in rows if is_held_out(row.record or {}, data.eval_fraction)]
+        rows = [row for row in rows if is_held_out(row.record or {}, data.eval_fraction) != trained]
 
     def place(row: Row) -> int:
         return content_hash(row.record or {})
 
-    return list(Pipeline(plan, check_files=False).prepared(heapq.nsmallest(most, rows, key=place)))
+    chosen = (heapq.nlargest if trained else heapq.nsmallest)(most, rows, key=place)
+    if trained and data.eval_rows and not data.eval_path:
+        chosen = chosen[: max(len(rows) - data.eval_rows, 0)]
+    return list(Pipeline(plan, check_files=False).prepared(chosen))
 
 
 def _prompt(content: Content, template: ChatTemplate | None, *, alone: bool) -> asked.Prompt | None:

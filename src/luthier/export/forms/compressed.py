@@ -10,5 +10,5 @@ def write(job: Job) -> Written:
     from luthier.export.compressed.of_run import write_of_run
     from luthier.export.compressed.types import TYPES
 
-    note = "Rounded to the nearest without data; --to gptq rounds int4 and int8 with the run's own rows."
+    note = "Rounded to the nearest without data; --to gptq and --to awq use the run's own rows."
     return write_of_run(job, "compressed", TYPES, note)
