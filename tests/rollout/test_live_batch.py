@@ -153,10 +153,11 @@ def test_a_rule_bounds_what_is_drawn_but_not_the_log_probabilities() -> None:
         def __init__(self) -> None:
             self.taken: list[int] = []
 
-        def restrict(self, logits_V: torch.Tensor) -> None:
+        def restrict(self, logits_V: torch.Tensor) -> str:
             kept = logits_V[[7, 9]].clone()
             logits_V.fill_(-torch.inf)
             logits_V[[7, 9]] = kept
+            return ""
 
         def take(self, token: int) -> str:
             self.taken.append(token)
@@ -177,3 +178,33 @@ def test_a_rule_bounds_what_is_drawn_but_not_the_log_probabilities() -> None:
     assert answer.row.logp == pytest.approx(right, abs=1e-4)
     assert answer.likeliest[0][1] == pytest.approx(float(logits[-1].max()), abs=1e-4)
     assert [(joined[1].row.ids, joined[1].row.finish)] == alone(model, free)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("place", ["restrict", "take"])
+def test_an_answer_whose_rule_cannot_be_followed_breaks_off_and_no_other_does(place: str) -> None:
+    class Weary:
+        def __init__(self) -> None:
+            self.asked = {"restrict": 0, "take": 0}
+
+        def _ask(self, what: str) -> str:
+            self.asked[what] += 1
+            return "it is too much" if what == place and self.asked[what] == 3 else ""
+
+        def restrict(self, logits_V: torch.Tensor) -> str:
+            return self._ask("restrict")
+
+        def take(self, token: int) -> str:
+            return self._ask("take")
+
+    model, settings = tiny_llama(), SamplingSettings(max_new_tokens=6, temperature=1.0)
+    one = speaker(model)
+    batch = LiveBatch({"a": one}, most_rows=4)
+    free = Order("a", [5, 6], settings, 6)
+    ruled, other = batch.join([Order("a", [5, 6], settings, 6, rule=Weary), free])
+    while batch.going:
+        batch.step()
+    assert (ruled.broken, ruled.unruly, ruled.row.finish) == ("it is too much", True, None)
+    assert len(ruled.row.ids) == (2 if place == "restrict" else 3)
+    assert [(other.row.ids, other.row.finish)] == alone(model, free)
+    assert one.places.cache.num_free == 64  # type: ignore[attr-defined]

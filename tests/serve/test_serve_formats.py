@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("fastapi")
 pytest.importorskip("llguidance")
 openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
 
 from luthier.serve.shelf import Offered  # noqa: E402
 from serve_parts import Running, native, running, tiny_shelf  # noqa: E402
@@ -94,6 +95,55 @@ def test_schemas_that_cannot_be_held_to_are_400(server: Running, wrong: dict[str
         server.client().chat.completions.create(**ASK, response_format=schema(wrong))
     assert caught.value.code == "invalid_schema"
     assert server.client().chat.completions.create(**{**ASK, "max_tokens": 2}).choices
+
+
+TOO_MUCH: dict[str, dict[str, Any]] = {
+    "as the tokens are looked through": {"type": "string", "pattern": "^(.*[a-m].{200}){4}$"},
+    "as a token is taken": {
+        "type": "array",
+        "minItems": 1,
+        "items": {
+            "anyOf": [
+                {
+                    "type": "object",
+                    "properties": {f"k{n}": {"type": "string"} for n in range(first, first + 40)},
+                }
+                for first in range(60)
+            ]
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("which", TOO_MUCH)
+def test_a_schema_that_proves_too_complex_under_way_is_the_requests_fault(
+    server: Running, which: str
+) -> None:
+    asked = {
+        **ASK,
+        "response_format": schema(TOO_MUCH[which]),
+        "temperature": 1.0,
+        "seed": 3,
+        "max_tokens": 400,
+    }
+    with pytest.raises(openai.BadRequestError, match="too complex to be followed") as caught:
+        server.client().chat.completions.create(**asked)
+    assert (caught.value.code, caught.value.type) == ("schema_too_complex", "invalid_request_error")
+    assert "Tokens:" not in str(caught.value)  # nothing of what was said
+    with pytest.raises(openai.APIError, match="too complex to be followed") as told:
+        list(server.client().chat.completions.create(**asked, stream=True))
+    assert told.value.code == "schema_too_complex"
+    assert server.client().chat.completions.create(**{**ASK, "max_tokens": 2}).choices
+
+
+def test_a_schema_as_deep_as_a_body_can_be_is_no_fault_of_the_server(server: Running) -> None:
+    for depth in (50, 300, 900, 5000):
+        text = '{"type":"array","items":' * depth + "{}" + "}" * depth
+        body = json.dumps({**ASK, "max_tokens": 2, "response_format": schema({})})
+        found = httpx.post(
+            f"{server.address}/v1/chat/completions", content=body.replace('"schema": {}', f'"schema": {text}')
+        )
+        assert found.status_code in (200, 400), found.text
 
 
 def test_without_the_package_it_is_said(server: Running, monkeypatch) -> None:

@@ -34,8 +34,11 @@ NO_NUMBERS = (
 class Rule(Protocol):
     """What an answer may go on with, such as a grammar."""
 
-    def restrict(self, logits_V: Tensor) -> None:
-        """Sets the logits of all tokens that are not allowed to minus infinity, in place."""
+    def restrict(self, logits_V: Tensor) -> str:
+        """Sets the logits of all tokens that are not allowed to minus infinity, in place; some are left.
+
+        Not empty: why the rule cannot be followed any further.
+        """
         ...
 
     def take(self, token: int) -> str:
@@ -79,11 +82,17 @@ class Answer:
     """In the place of its newest token: the likeliest ones with their ln p."""
     broken: str = ""
     """Why it cannot go on, though it has not ended."""
+    unruly: bool = False
+    """Whether that is because its rule cannot be followed."""
 
     @property
     def going(self) -> bool:
         """Whether it has not ended."""
         return self.row.finish is None and not self.broken
+
+    def obey(self, fault: str) -> None:
+        """Ends the answer if its rule has one."""
+        self.broken, self.unruly = fault, bool(fault)
 
 
 @dataclass(frozen=True)
@@ -187,13 +196,15 @@ class LiveBatch:
         # One transfer, the only point of a step where the program waits for the device.
         tokens, logps = torch.stack([token_B.double(), logp_B.double()]).tolist()
         for place, (answer, token, logp) in enumerate(zip(answers, tokens, logps, strict=True)):
+            if answer.unruly:
+                continue
             if not math.isfinite(logp):
                 answer.broken = NO_NUMBERS
                 continue
             answer.row.push(int(token), logp, self._speakers[name].eos)
             answer.likeliest = likeliest.get(place, [])
             if answer.rule is not None and answer.row.finish is None:
-                answer.broken = answer.rule.take(int(token))
+                answer.obey(answer.rule.take(int(token)))
 
 
 def _by(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
@@ -205,12 +216,13 @@ def _by(items: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:
 
 def _restricted(answers: Sequence[Answer], logits_BV: Tensor) -> Tensor:
     """The logits that tokens are drawn from; the model's own stay as they are."""
-    ruled = [(place, answer.rule) for place, answer in enumerate(answers) if answer.rule is not None]
+    ruled = [(place, answer) for place, answer in enumerate(answers) if answer.rule is not None]
     if not ruled:
         return logits_BV
     logits_BV = logits_BV.clone()
-    for place, rule in ruled:
-        rule.restrict(logits_BV[place])
+    for place, answer in ruled:
+        assert answer.rule is not None
+        answer.obey(answer.rule.restrict(logits_BV[place]))
     return logits_BV
 
 

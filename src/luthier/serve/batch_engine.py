@@ -16,7 +16,7 @@ import torch
 
 from luthier.errors import LuthierError, RunError
 from luthier.rollout.live import Answer, LiveBatch, Speaker
-from luthier.serve.engine import Busy, EngineFailed, Load, Order, Piece, Ticket, TooLarge
+from luthier.serve.engine import Busy, EngineFailed, Load, Order, Piece, Ticket, TooComplex, TooLarge
 
 
 @dataclass(eq=False)
@@ -190,8 +190,9 @@ def _piece(answer: Answer) -> Piece:
     return Piece(row.sample, row.ids[-1], row.logp[-1], likeliest, row.fresh, row.finish, answer.known)
 
 
-def _broken(answer: Answer) -> RunError:
-    return RunError(f"the answer broke off after {len(answer.row.ids)} tokens: {answer.broken}")
+def _broken(answer: Answer) -> LuthierError:
+    kind = TooComplex if answer.unruly else RunError
+    return kind(f"the answer broke off after {len(answer.row.ids)} tokens: {answer.broken}")
 
 
 def _tell(

@@ -12,7 +12,7 @@ from luthier.errors import LuthierError
 from luthier.rollout.live import Order
 from luthier.rollout.rows import Finish
 
-__all__ = ["Busy", "Engine", "EngineFailed", "Load", "Order", "Piece", "Ticket", "TooLarge"]
+__all__ = ["Busy", "Engine", "EngineFailed", "Load", "Order", "Piece", "Ticket", "TooComplex", "TooLarge"]
 
 
 class Busy(LuthierError):
@@ -21,6 +21,10 @@ class Busy(LuthierError):
 
 class TooLarge(LuthierError):
     """The order can never be taken: it needs more room than the engine has."""
+
+
+class TooComplex(LuthierError):
+    """What holds the answers to a format came to its limits under way; the same request would again."""
 
 
 class EngineFailed(LuthierError):

@@ -11,7 +11,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 from luthier.errors import LuthierError
-from luthier.serve.engine import Busy, EngineFailed, TooLarge
+from luthier.serve.engine import Busy, EngineFailed, TooComplex, TooLarge
 
 RETRY_AFTER = 2
 """Seconds after which a refused client may come again."""
@@ -59,6 +59,8 @@ def refusal_of(error: LuthierError) -> Refusal:
         return Refusal(429, str(error), "queue_full", retry=True)
     if isinstance(error, TooLarge):
         return Refusal(413, str(error), "too_large")
+    if isinstance(error, TooComplex):
+        return Refusal(400, str(error), "schema_too_complex", "response_format.json_schema")
     if isinstance(error, EngineFailed):
         return Refusal(503, str(error), "engine_failed")
     return Refusal(400 if error.exit_code == 2 else 500, str(error))

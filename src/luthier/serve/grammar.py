@@ -53,10 +53,11 @@ class Grammars:
                 "response_format",
             )
         schema = format.json_schema.schema_ if format.json_schema else _ANY_OBJECT
-        grammar = self._grammar(schema)
-        return lambda: JsonRule(self._vocabulary, grammar, self._words.eos_token_ids)
+        matcher, ends = self._matcher(schema), self._words.eos_token_ids
+        return lambda: JsonRule(matcher.deep_copy(), ends)
 
-    def _grammar(self, schema: dict[str, Any]) -> str:
+    def _matcher(self, schema: dict[str, Any]) -> Any:
+        """What follows an answer of this schema, at its beginning: made once, copied for each answer."""
         import llguidance
         import llguidance.hf
 
@@ -68,36 +69,51 @@ class Grammars:
         try:
             grammar = llguidance.LLMatcher.grammar_from_json_schema(json.dumps(schema), defaults=_WRITTEN)
             fault = llguidance.LLMatcher.validate_grammar(grammar, self._vocabulary)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             fault, grammar = str(error), ""
-        if fault:
-            line = next(iter(fault.splitlines()), "")[:200]
-            raise Refusal(
-                400, f"the schema cannot be held to: {line}", "invalid_schema", "response_format.json_schema"
-            )
-        return grammar
+        if not fault:
+            matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0)
+            matcher.compute_bitmask()  # what would already fail at the first token
+            if not matcher.is_error():
+                return matcher
+            fault = matcher.get_error()
+        message = f"the schema cannot be held to: {_first_line(fault)}"
+        raise Refusal(400, message, "invalid_schema", "response_format.json_schema")
 
     def _size(self) -> int:
         """Entries of the vocabulary: no fewer than the tokenizer has."""
         return max(self._words.num_tokens, len(self._words.tokenizer))
 
 
+def _first_line(text: str) -> str:
+    return next(iter(text.splitlines()), "")[:200]
+
+
 class JsonRule:
-    """What one answer may go on with."""
+    """What one answer may go on with.
 
-    def __init__(self, vocabulary: Any, grammar: str, ends: Iterable[int]):
-        import llguidance
+    Args:
+        matcher: at the answer's beginning; the rule's own.
+        ends: the tokens that end an answer.
+    """
 
-        self._matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0)
-        self._ends = list(ends)
+    def __init__(self, matcher: Any, ends: Iterable[int]):
+        self._matcher, self._ends = matcher, list(ends)
 
-    def restrict(self, logits_V: Tensor) -> None:
+    def restrict(self, logits_V: Tensor) -> str:
         allowed_V = self._allowed(len(logits_V)).to(logits_V.device)
         logits_V.masked_fill_(~allowed_V, -torch.inf)
+        return self._fault()
 
     def take(self, token: int) -> str:
         self._matcher.consume_token(token)
-        return "its schema is too complex to be followed" if self._matcher.is_error() else ""
+        return self._fault()
+
+    def _fault(self) -> str:
+        """Whether following the schema took more than the library allows for one token, which only shows under way."""
+        if not self._matcher.is_error():
+            return ""
+        return f"its schema is too complex to be followed: {_first_line(self._matcher.get_error())}"
 
     def _allowed(self, num: int) -> Tensor:
         """Which tokens may follow, [V]. A grammar that is done only lets the answer end."""
