@@ -1,13 +1,18 @@
 """Load on the server: so many streams at once for a while; nothing lost, nothing mixed up, memory flat; and how fast.
 
     python -m bench.serve MODEL [--streams 200] [--seconds 60] [--tokens 24]
-    python -m bench.serve MODEL --against transformers [--streams 32] [--rounds 3] [--seconds 12]
+    python -m bench.serve MODEL --against transformers --streams 16 --seconds 30 --tokens 64 [--rounds 3]
 
 The first presses `luthier serve` with as many streams as it takes, and a few beyond that, which must be refused with
-429 (serve_streams.py). The status is 1 if an answer was lost or mixed up, or memory grew by over 5 % once every
-stream had an answer. The second runs `luthier serve` and `transformers serve` (with its continuous batching, or
-without: `--plain`) side by side, one of them stopped while the other is asked the same questions, in turns; the
-median counts.
+429 (serve_streams.py), for so long, and on until every stream had three answers. The status is 1 if an answer was lost
+or mixed up, or memory grew by over 5 % from when every stream had an answer to the end, or there was no such time.
+
+The second runs `luthier serve` and `transformers serve` (with its continuous batching, or without: `--plain`) side by
+side, one of them stopped while the other is asked the same questions, in turns; the median counts. What is said in
+`--seconds` counts, once each stream has had an answer, so that no server is measured while it starts. No question comes
+twice. It is done once with questions behind one system prompt (`alike`), which both servers may read once (transformers
+does, by default, in pages of 256 tokens), and once with questions that share nothing but what the template begins with
+(`apart`). transformers serve needs transformers[serving]: fastapi, uvicorn, openai, rich, accelerate.
 Both write a JSON into `--out` (bench/results otherwise).
 """
 
@@ -29,7 +34,8 @@ from typing import Any
 
 import httpx
 
-from bench.serve_streams import FIRST_DRAWN, Load, asked_alone, press, timed
+from bench.serve_questions import FIRST_DRAWN, KINDS, Question
+from bench.serve_streams import Load, asked_alone, press, timed
 from luthier.runs.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -37,12 +43,24 @@ RESULTS = Path(__file__).with_name("results")
 BEYOND = 10
 """Clients more than the server takes."""
 GROWTH = 0.05
+EACH = 3
+"""Answers that every stream is to have."""
+FAR = 100_000
+"""Between the numbers of the questions of two rounds, so that none is asked twice."""
+SHORT, LONG = 96, 640
+"""Room for a prompt and for the ends of blocks, in tokens: of questions that come again, and of those in a race."""
 
 
 def resident(pid: int) -> float:
     """GB that the process holds."""
     fields = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in fields if line.startswith("VmRSS")) / 2**20
+
+
+def computed(pid: int) -> float:
+    """Seconds that the process has kept processors busy for."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -85,10 +103,24 @@ def command_of(name: str, options: argparse.Namespace, port: int) -> list[str]:
         code = "from transformers.cli.transformers import main; main()"
         room = ["--cb-num-blocks", "512", "--cb-max-batch-tokens", "1024"]  # else it takes most of the memory
         batching = [] if options.plain else ["--continuous-batching", *room]
-        types = ["--device", "cpu", "--dtype", options.dtype]
+        types = ["--device", "cpu", "--dtype", dtype_of(options.dtype)]
         return [sys.executable, "-c", code, "serve", model, *at, *types, *batching]
-    room = ["--answers", str(options.streams), "--queue", "1", "--offline", "--name", model]
+    # As much as the streams need, so that memory that is only taken with use is taken soon.
+    tokens = options.streams * (options.tokens + (LONG if options.against else SHORT))
+    room = ["--answers", str(options.streams), "--cache-tokens", str(tokens), "--queue", "1"]
+    room += ["--offline", "--name", model]
     return [sys.executable, "-m", "luthier", "serve", model, *room, *at]
+
+
+def dtype_of(asked: str) -> str:
+    """What transformers computes in: what is fast here, as `luthier serve` chooses, if nothing else is asked for."""
+    if asked != "auto":
+        return asked
+    import torch
+
+    from luthier.models.device import pick_dtype
+
+    return str(pick_dtype("auto", torch.device("cpu"))).removeprefix("torch.")
 
 
 def pressed(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str, Any]:
@@ -101,26 +133,28 @@ def pressed(options: argparse.Namespace, count: Callable[[str], int]) -> dict[st
         load = asyncio.run(
             press(
                 address, options.model, alone, numbers, streams=options.streams, seconds=options.seconds,
-                tokens=options.tokens, resident=lambda: resident(pid), beyond=BEYOND,
+                tokens=options.tokens, resident=lambda: resident(pid), beyond=BEYOND, least=EACH,
             )
         )  # fmt: skip
     report = load.report(count)
     growth = grown(load, options.streams)
-    well = not load.lost and not load.mixed and load.busy and (growth or 0) < GROWTH
+    well = not load.lost and not load.mixed and load.busy and growth is not None and growth < GROWTH
     return {**report, "memory_grown_by": growth and round(growth, 4), "well": bool(well)}
 
 
 def grown(load: Load, streams: int) -> float | None:
-    """By which share the memory grew to the end since every stream had an answer; None: there was no time for that."""
-    pairs = zip(load.resident[:-1], load.answered[:-1], strict=True)
-    warm = next((held for held, answered in pairs if answered >= streams), None)
+    """By which share the memory grew to the end since as many clients as streams had an answer; None: never."""
+    pairs = zip(load.resident[:-1], load.served[:-1], strict=True)
+    warm = next((held for held, served in pairs if served >= streams), None)
     return None if warm is None else load.resident[-1] / warm - 1
 
 
 def raced(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str, Any]:
-    """Our server and the other in turns."""
+    """Our server and the other in turns, by kind of questions."""
     names = ("luthier", options.against)
-    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    rounds: dict[str, dict[str, list[dict[str, Any]]]] = {
+        kind: {name: [] for name in names} for kind in options.kinds
+    }
     with ExitStack() as stack:
         ports = {name: free_port() for name in names}
         pids = {}
@@ -129,18 +163,28 @@ def raced(options: argparse.Namespace, count: Callable[[str], int]) -> dict[str,
             warm(ports[name], options)
             os.kill(pids[name], signal.SIGSTOP)
         for number in range(options.rounds):
-            for name in names if number % 2 == 0 else names[::-1]:
-                os.kill(pids[name], signal.SIGCONT)
-                load = asyncio.run(one_round(ports[name], options, number))
-                os.kill(pids[name], signal.SIGSTOP)
-                rounds[name].append(load.report(count))
-                print(name, json.dumps(rounds[name][-1]), flush=True)
-    speeds = {name: median_speed(found) for name, found in rounds.items()}
-    return {
-        **rounds,
-        "median": speeds,
-        "times": round(speeds["luthier"] / max(speeds[options.against], 1e-9), 2),
-    }
+            for kind in options.kinds:
+                for name in names if number % 2 == 0 else names[::-1]:
+                    os.kill(pids[name], signal.SIGCONT)
+                    load = asyncio.run(one_round(ports[name], pids[name], options, number, KINDS[kind]))
+                    os.kill(pids[name], signal.SIGSTOP)
+                    rounds[kind][name].append(load.report(count))
+                    print(kind, name, json.dumps(rounds[kind][name][-1]), flush=True)
+    return {kind: {**found, **compared(found, options.against)} for kind, found in rounds.items()}
+
+
+def compared(found: dict[str, list[dict[str, Any]]], against: str) -> dict[str, Any]:
+    """The medians of both, and how many times as fast ours is: by the clock, and by the processor's time, which other
+    programs change less."""
+    compared: dict[str, Any] = {}
+    for what, name in (
+        ("tokens_per_second", "times"),
+        ("tokens_per_processor_second", "times_by_processor_time"),
+    ):
+        median = {name: statistics.median(one[what] for one in some) for name, some in found.items()}
+        compared[f"median_{what}"] = median
+        compared[name] = round(median["luthier"] / max(median[against], 1e-9), 2)
+    return compared
 
 
 def warm(port: int, options: argparse.Namespace) -> None:
@@ -148,17 +192,15 @@ def warm(port: int, options: argparse.Namespace) -> None:
     asyncio.run(asked_alone(f"http://127.0.0.1:{port}", options.model, 4, [0]))
 
 
-async def one_round(port: int, options: argparse.Namespace, number: int) -> Load:
+async def one_round(
+    port: int, pid: int, options: argparse.Namespace, number: int, question: Question
+) -> Load:
     """A round; then one more answer, which waits for whatever the server still does for the clients that left."""
     more = {"streams": options.streams, "seconds": options.seconds, "tokens": options.tokens}
-    load = await timed(f"http://127.0.0.1:{port}", options.model, first=number, **more)
+    more |= {"first": number * FAR, "question": question, "computed": lambda: computed(pid)}
+    load = await timed(f"http://127.0.0.1:{port}", options.model, **more)
     await asked_alone(f"http://127.0.0.1:{port}", options.model, 2, [0])
     return load
-
-
-def median_speed(found: Sequence[dict[str, Any]]) -> float:
-    """Tokens a second."""
-    return statistics.median(one["tokens_per_second"] for one in found)
 
 
 def folder(name: str) -> str:
@@ -190,8 +232,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--against", choices=["transformers"])
     parser.add_argument("--plain", action="store_true", help="transformers without continuous batching")
     parser.add_argument(
-        "--dtype", default="float32", help="of transformers serve; ours chooses what is fast here"
+        "--dtype", default="auto", help="of transformers serve; auto: what is fast here, as ours chooses"
     )
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)

@@ -9,6 +9,7 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
+from bench import serve_questions as questions  # noqa: E402
 from bench import serve_streams as streams  # noqa: E402
 from luthier.serve.gate import Doors  # noqa: E402
 from luthier.serve.shelf import Offered  # noqa: E402
@@ -46,9 +47,9 @@ def test_fifty_streams_get_whole_answers_of_their_own_and_those_beyond_a_429(she
         free = free_blocks(server)
 
         async def press() -> streams.Load:
-            numbers = range(streams.QUESTIONS)
+            numbers = range(questions.QUESTIONS)
             alone = await streams.asked_alone(server.address, "tiny", TOKENS, numbers)
-            assert len(set(alone)) > streams.QUESTIONS // 2  # else nothing could be seen to be mixed up
+            assert len(set(alone)) > questions.QUESTIONS // 2  # else nothing could be seen to be mixed up
             more = {"streams": STREAMS, "seconds": 3, "tokens": TOKENS, "beyond": 10}
             load = await streams.press(server.address, "tiny", alone, numbers, **more)
             await until_settled(server)
@@ -70,7 +71,7 @@ def test_streams_that_are_left_give_their_room_back(shelf) -> None:
 
         async def leave() -> None:
             for _ in range(3):
-                await streams.timed(server.address, "tiny", streams=20, seconds=0.3, tokens=400)
+                await streams.timed(server.address, "tiny", streams=20, seconds=0.3, tokens=100)
                 await until_settled(server)
 
         asyncio.run(leave())

@@ -45,7 +45,8 @@ def test_it_gives_the_definitions_numbers(way: object, dtype: torch.dtype) -> No
 def test_bf16_weights_are_read_exactly(narrow: str) -> None:
     """Only the weights are rounded beforehand; products and sums are fp32."""
     for case, exact in zip(skinny_linear.cases(torch.float32), skinny_linear.cases(), strict=True):
-        if case[narrow] is None:
+        many = narrow == "weight_NK" and len(case["x_MK"]) > skinny_linear.most_rows(torch.bfloat16)
+        if case[narrow] is None or many:  # many rows are torch's, see below
             continue
         case[narrow] = case[narrow].bfloat16()
         exact[narrow] = case[narrow].double()
@@ -58,12 +59,13 @@ def test_bf16_weights_are_read_exactly(narrow: str) -> None:
 def test_bf16_weights_with_many_rows() -> None:
     """More rows than the C++ side takes: torch's product, in bf16 where the processor has it."""
     random = torch.Generator().manual_seed(0)
-    x = torch.randn(skinny_linear.MAX_ROWS + 1, 40, generator=random)
     weight = torch.randn(24, 40, generator=random).bfloat16()
-    found = skinny_linear.forward(x, weight, out=torch.empty(len(x), 24))
-    exact = x.double() @ weight.double().T
-    plain = torch.nn.functional.linear(x.bfloat16(), weight).double()
-    assert (found.double() - exact).norm() <= 2 * (plain - exact).norm()
+    for rows in (skinny_linear.most_rows(torch.bfloat16) + 1, skinny_linear.MAX_ROWS + 1):
+        x = torch.randn(rows, 40, generator=random)
+        found = skinny_linear.forward(x, weight, out=torch.empty(len(x), 24))
+        exact = x.double() @ weight.double().T
+        plain = torch.nn.functional.linear(x.bfloat16(), weight).double()
+        assert (found.double() - exact).norm() <= 2 * (plain - exact).norm()
 
 
 @needs_compiler
