@@ -1,12 +1,12 @@
 """How near GGUF files of a run are to what it trained, in llama.cpp: size, KL, the same greedy text.
 
     python -m bench.verify_gguf RUN [--prompts 50] [--answer 24] [--types f16 q8_0] [--scratch FOLDER]
-                                [--converted FILE] [--out FILE.json]
+                                [--converted FILE] [--beside FILE ...] [--out FILE.json]
 
 Needs luthier[llama]. FILE is the run's merged model as llama.cpp's own script converts it (`convert_hf_to_gguf.py
---outtype f32` of its source), to be quantised beside ours; absent: without that comparison. In FOLDER everything is
-kept that was written or measured, the merged model as `FOLDER/RUN`: what was stopped goes on there. It must be empty
-or of the same run and numbers.
+--outtype f32` of its source), to be quantised beside ours; absent: without that comparison. Files of others after
+`--beside` are measured as they are. In FOLDER everything is kept that was written or measured, the merged model as
+`FOLDER/RUN`: what was stopped goes on there. It must be empty or of the same run and numbers.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import pickle
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import date
@@ -62,6 +62,7 @@ class Measuring:
     prompts: int
     answer: int
     converted: Path | None
+    beside: Sequence[Path] = ()
 
     @property
     def merged(self) -> Path:
@@ -82,6 +83,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--types", nargs="*", default=[*TYPES, OTHERS[0]])
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--converted", type=Path)
+    parser.add_argument("--beside", type=Path, nargs="*", default=[])
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     folder = RunFolder.open(given.run)
@@ -90,11 +92,11 @@ def main(arguments: list[str]) -> int:
     ):
         scratch = Path(place)
         scratch.mkdir(parents=True, exist_ok=True)
-        job = Measuring(
-            folder, load_config(folder.config), scratch, given.prompts, given.answer, given.converted
-        )
+        config = load_config(folder.config)
+        job = Measuring(folder, config, scratch, given.prompts, given.answer, given.converted, given.beside)
         source = ask(job)
         types = [*given.types, *([OTHERS[1]] if given.converted else [])]
+        types += [one.name for one in given.beside]
         found = {kind: measured(job, kind) for kind in types}
     text = json.dumps({**about(job, source), "types": found}, indent=1)
     print(text)
@@ -153,7 +155,7 @@ def measured(job: Measuring, kind: str) -> dict[str, Any]:
     first: Trained = read(next(job.parts()))
     with InLlamaCpp(file, first.longest + SPARE, first.config) as engine:
         for part in job.parts():
-            place = file.with_name(f"{file.stem}-{part.stem}.pickle")
+            place = job.scratch / f"{file.stem}-{part.stem}.pickle"
             said: Trained = read(part)
             found.append(keep(place, partial(distance, said.said, engine, job.answer, said.ends)))
             print(kind, place.stem, found[-1].mean_kl, found[-1].same_text, file=sys.stderr, flush=True)
@@ -169,7 +171,9 @@ def measured(job: Measuring, kind: str) -> dict[str, Any]:
 
 
 def written(job: Measuring, kind: str) -> tuple[Path, float]:
-    """The file of a type, and how long it took to write."""
+    """The file of a type, and how long it took to write; one of others, and nothing."""
+    if given := [one for one in job.beside if one.name == kind]:
+        return given[0], 0.0
     file = job.scratch / f"{kind.replace(' ', '-').replace(',', '')}.gguf"
     if not file.is_file():
         started = time.monotonic()

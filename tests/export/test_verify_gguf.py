@@ -4,52 +4,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
 gguf = pytest.importorskip("gguf")
 
-from chat_samples import TEXT, sentence_piece  # noqa: E402
+from chat_samples import sentence_piece  # noqa: E402
+from gguf_asked import SAYINGS, damage, trained  # noqa: E402
 from gguf_models import SPECIAL, byte_merging, saved, swallowing  # noqa: E402
-from luthier.data.chat import ChatTemplate  # noqa: E402
 from luthier.data.tokens import TokenEncoder  # noqa: E402
 from luthier.export.gguf.llama import installed  # noqa: E402
 from luthier.export.gguf.tokens import BYTE  # noqa: E402
 from luthier.export.gguf.write import write_gguf  # noqa: E402
-from luthier.export.verify.engines._torch import TorchModel  # noqa: E402
 from luthier.export.verify.engines.gguf_reader import InReader  # noqa: E402
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp  # noqa: E402
 from luthier.export.verify.file_words import FileWords  # noqa: E402
-from luthier.export.verify.prompts import Prompt, Prompts  # noqa: E402
-from luthier.export.verify.verdict import Trained, Verdict, judge, table, trained_by  # noqa: E402
+from luthier.export.verify.verdict import Trained, Verdict, judge, table  # noqa: E402
 from luthier.models.splitting import IGNORING_MERGES, RULES  # noqa: E402
 
 LLAMA = pytest.mark.skipif(not installed(), reason="llama-cpp-python is not installed")
 ENGINES = ["reader", pytest.param("llama.cpp", marks=LLAMA)]
-SAYINGS = [*TEXT, "It's 2026, they'll say 12345 and I'M 7.\n\n  Two  spaces\r\n\ttab", "a"]
-
-
-def asked(tokenizer: Any) -> Prompts:
-    """Conversations by the tokenizer's template, and plain text with control tokens in it."""
-    template, encoder = ChatTemplate(tokenizer), TokenEncoder(tokenizer)
-    found = []
-    for number, text in enumerate(SAYINGS):
-        messages = ({"role": "system", "content": "Be brief."},) * (number % 2) + (
-            {"role": "user", "content": text},
-        )
-        written = template.prompt_text(list(messages))
-        found.append(Prompt(written, tuple(encoder.encode(written).ids.tolist()), messages))
-    raw = "<|im_start|>user\nhello<|im_end|>\n<think>x</think>"
-    return Prompts([*found, Prompt(raw, tuple(encoder.encode(raw).ids.tolist()))], "these tests")
-
-
-def trained(kind: str, folder: Path, **overrides: Any) -> Trained:
-    model = saved(kind, folder, **overrides)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    return trained_by(
-        TorchModel(model, tokenizer), model.config, asked(tokenizer), 6, [tokenizer.eos_token_id]
-    )
 
 
 def verdict(told: Trained, file: Path, form: str, engine: str) -> Verdict:
@@ -85,33 +58,6 @@ def test_every_type_is_within_its_bounds_and_told(form: str, engine: str, tmp_pa
     few = form.startswith(("q4", "q5"))
     assert (found.decoded is not None) == (few and engine == "llama.cpp")
     assert "mean KL" in table(found) and ("so few bits" in table(found)) == few
-
-
-def damage(file: Path, what: str) -> None:
-    """Makes the file another model's, in place."""
-    opened = gguf.GGUFReader(file, "r+")
-    fields = opened.fields
-
-    def text(key: str) -> np.ndarray:
-        return fields[key].parts[fields[key].data[0]]
-
-    if what == "rope":
-        field = fields["qwen3.rope.freq_base"]
-        field.parts[field.data[0]][0] = 500.0
-    elif what == "pre":
-        text("tokenizer.ggml.pre")[:] = np.frombuffer(b"gpt-2", np.uint8)
-    elif what == "template":
-        written = text("tokenizer.chat_template")
-        place = bytes(written).index(b"<|im_end|>")
-        written[place : place + 10] = np.frombuffer(b"<|im_and|>", np.uint8)
-    elif what == "tokens":
-        field = fields["tokenizer.ggml.tokens"]
-        one, other = (field.parts[field.data[byte_merging().convert_tokens_to_ids(c)]] for c in "te")
-        one[:], other[:] = other.copy(), one.copy()
-    else:
-        (tensor,) = (tensor for tensor in opened.tensors if tensor.name == what)
-        tensor.data[:] = tensor.data[::-1].copy()
-    opened.data.flush()
 
 
 @pytest.mark.parametrize("engine", ENGINES)

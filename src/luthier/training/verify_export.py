@@ -29,6 +29,7 @@ from luthier.training.own_prompts import own_prompts
 
 if TYPE_CHECKING:
     from luthier.export.verify.engine import Engine
+    from luthier.export.verify.explain import PlainEngine
 
 FOLDER = "verification"
 UNVERIFIED = "unverified"
@@ -133,29 +134,33 @@ def ask_trained(config: Config, folder: RunFolder, form: str, base: str, number:
 
 def engines_for(
     config: Config, trained: Trained, artefact: Path, form: str
-) -> "tuple[Callable[[], Engine], Callable[[], Engine] | None]":
-    """What loads the artefact, and what loads it decoded for a second look, if there is such a thing."""
+) -> "tuple[Callable[[], Engine], Callable[[], Engine] | None, Callable[[], PlainEngine] | None]":
+    """What loads the artefact, what loads it decoded, and what loads it in the engine without that one's own rounding;
+    the latter two for a second look, where there is such a thing."""
     if form == "merged":
-        return lambda: InTransformers(artefact), None
+        return lambda: InTransformers(artefact), None, None
     if form == "adapter":
-        return lambda: InPeft(base_folder(config), artefact, chosen(config)), None
+        return lambda: InPeft(base_folder(config), artefact, chosen(config)), None, None
     if form == LORA:
         from luthier.export.verify.engines.llama_adapter import BesideBase
 
-        return lambda: BesideBase(artefact, base_folder(config), trained.longest, trained.config), None
+        return lambda: BesideBase(artefact, base_folder(config), trained.longest, trained.config), None, None
     if _few_bits(form) is not None:
         if not compressed.installed():
-            return lambda: InOwnReader(artefact), None
+            return lambda: InOwnReader(artefact), None, None
         rounds = _few_bits(form) == "fp8"  # activations, too: more than the decoded folder says
-        return lambda: InCompressedTensors(artefact), None if rounds else lambda: InOwnReader(artefact)
+        return lambda: InCompressedTensors(artefact), None if rounds else lambda: InOwnReader(artefact), None
     from luthier.export.verify.engines.gguf_reader import InReader
 
     def decoded() -> "Engine":
         return InReader(artefact, trained.config)
 
     if not installed():
-        return decoded, None
-    return lambda: InLlamaCpp(artefact, trained.longest, trained.config), decoded
+        return decoded, None, None
+    from luthier.export.verify.engines.llama_plain import InPlainLlamaCpp
+
+    given = artefact, trained.longest, trained.config
+    return lambda: InLlamaCpp(*given), decoded, lambda: InPlainLlamaCpp(*given)
 
 
 def _few_bits(form: str) -> str | None:

@@ -8,7 +8,7 @@ Shape suffixes: T places, V vocabulary.
 """
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -106,6 +106,15 @@ def distance(said: Sequence[Said], engine: Engine, most: int, ends: Collection[i
         totals.add_words(one, engine)
         totals.add_answer(one, engine.greedy(one.prompt.ids, most, ends))
     return totals.distance(len(said), sum(len(one.answer) for one in said))
+
+
+def apart(said: Sequence[Said], logits: Sequence[Tensor]) -> Distance:
+    """How far distributions at the same places lie from what was said: for each prompt [T, V]. Tokens, texts and
+    answers are not compared."""
+    totals = _Totals()
+    for one, other_TV in zip(said, logits, strict=True):
+        totals.add_places(one, other_TV)
+    return replace(totals.distance(len(said), 0), same_ids=len(said))
 
 
 def divergence(trained_TV: Tensor, other_TV: Tensor) -> Tensor:

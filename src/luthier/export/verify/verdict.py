@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from luthier.export.verify.bounds import AS_DECODED, Bounds, bounds_of, faults
 from luthier.export.verify.compare import Distance, Said, ask, distance
 from luthier.export.verify.engine import Engine
 from luthier.export.verify.engines._torch import TorchModel
+from luthier.export.verify.explain import WITHOUT, OwnRounding, PlainEngine, own_rounding
 from luthier.export.verify.prompts import Prompts
 
 
@@ -48,6 +51,8 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
     decoded: Distance | None = None
     """How far the engine lies from the decoded file, where it has few bits."""
+    rounding: OwnRounding | None = None
+    """What the engine's own rounding adds, where that alone is more than the bounds allow."""
 
     @property
     def same(self) -> bool:
@@ -70,29 +75,33 @@ def judge(
     form: str,
     load: Callable[[], Engine],
     decoded: Callable[[], Engine] | None = None,
+    plain: Callable[[], PlainEngine] | None = None,
 ) -> Verdict:
     """Loads the artefact and compares it with the trained model.
 
     Args:
         form: what `bounds_of` takes.
         load: gives the artefact in the engine.
-        decoded: gives it decoded and computed plainly, for forms whose own distance is not bounded closely.
+        decoded: gives it decoded and computed plainly, for forms in 8 bits and less.
+        plain: gives it in the engine without its own rounding, which is asked if the engine is too far off.
     """
     bounds = bounds_of(form)
-    plain: list[Said] = []
-    if decoded is not None and bounds.mean_kl is None:
-        with decoded() as engine:
-            plain = [
-                replace(one, logits_TV=engine.logits(one.fed, len(one.logits_TV))) for one in trained.said
-            ]
+    by_file = _logits(trained, decoded) if decoded is not None and bounds.mean_kl is None else []
     with load() as engine:
         found = distance(trained.said, engine, trained.most, trained.ends)
-        told = [*engine.faults(), *faults(found, bounds)]
-        own = distance(plain, engine, 0, ()) if plain else None
+        wrong = [*engine.faults(), *faults(found, Bounds(lost=bounds.lost))]
+        own = distance(_said(trained, by_file), engine, 0, ()) if by_file else None
         name, caveat = engine.name, engine.caveat
+    far = [one for one in faults(found, bounds) if one not in wrong]
     if own is not None:
-        far = faults(replace(own, same_ids=own.prompts, same_prompt=None), AS_DECODED)
-        told += [f"against the decoded file, {one}" for one in far]
+        beyond = faults(replace(own, same_ids=own.prompts, same_prompt=None), AS_DECODED)
+        far += [f"against the decoded file, {one}" for one in beyond]
+    rounding = None
+    if far and not wrong and decoded is not None and plain is not None and not bounds.same_text:
+        by_file = by_file or _logits(trained, decoded)
+        why = own_rounding(trained.said, found, form, far, by_file, plain)
+        rounding = why if isinstance(why, OwnRounding) else None
+        far = [*far, f"it is not the engine's own rounding: {why}"] if isinstance(why, str) else []
     return Verdict(
         form=form,
         artefact=str(artefact),
@@ -103,9 +112,20 @@ def judge(
         note=trained.prompts.note,
         found=found,
         bounds=bounds,
-        faults=told,
+        faults=[*wrong, *far],
         decoded=own,
+        rounding=rounding,
     )
+
+
+def _logits(trained: Trained, load: Callable[[], Engine]) -> list[Tensor]:
+    """What another engine gives where the trained model spoke."""
+    with load() as engine:
+        return [engine.logits(one.fed, len(one.logits_TV)) for one in trained.said]
+
+
+def _said(trained: Trained, logits: Sequence[Tensor]) -> list[Said]:
+    return [replace(one, logits_TV=other) for one, other in zip(trained.said, logits, strict=True)]
 
 
 def size_of(artefact: Path) -> int:
@@ -139,11 +159,25 @@ def table(verdict: Verdict) -> str:
         lines.append(
             ("engine to its file", f"mean KL {verdict.decoded.mean_kl:.2g} nats{_most(AS_DECODED.mean_kl)}")
         )
+    if (rounding := verdict.rounding) is not None:
+        lines += [
+            ("file by itself", f"mean KL {rounding.decoded.mean_kl:.2g} nats{_most(bounds.mean_kl)}"),
+            (
+                "engine's rounding",
+                f"is why each of {rounding.products} products is off, and adds {rounding.adds:.2g} nats; without it "
+                f"the engine is {rounding.without.mean_kl:.2g} nats from the file{_most(WITHOUT.mean_kl)}",
+            ),
+        ]
     width = max(len(name) for name, _ in lines)
     shown = [f"  {name:<{width}}  {text}" for name, text in lines]
     verb = "is the model that was trained" if verdict.same else "is NOT the model that was trained"
     few = verdict.same and bounds.mean_kl is None
     verb = "is the model that was trained, as far as so few bits can hold it" if few else verb
+    if rounding is not None:
+        verb += (
+            f", but llama.cpp's own 8-bit products add {rounding.adds:.2g} nats here: {'; '.join(rounding.beyond)}. "
+            "gguf:f16 does without"
+        )
     ends = [f"Verdict: {verdict.artefact} {verb}.", *(f"  - {fault}" for fault in verdict.faults)]
     if not verdict.same and found.first_difference:
         ends.append(f"  The first difference: {found.first_difference}")
