@@ -173,7 +173,14 @@ class Api:
         eos, num = frozenset(offered.loaded.eos_token_ids), request.n or 1
         readers = [
             [
-                AnswerReader(place * num + sample, sample, offered, format and CallReader(format, names), eos)
+                AnswerReader(
+                    place * num + sample,
+                    sample,
+                    offered,
+                    format and CallReader(format, names),
+                    eos,
+                    logprobs=request.wants_logprobs,
+                )
                 for sample in range(num)
             ]
             for place in range(len(orders))

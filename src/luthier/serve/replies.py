@@ -42,13 +42,20 @@ class Portion:
 
 
 class AnswerReader:
-    """Reads the pieces of one answer: its text, its calls and its log-probabilities."""
+    """Reads the pieces of one answer: its text, its calls and, if they are asked for, its log-probabilities."""
 
     def __init__(
-        self, index: int, sample: int, offered: Offered, calls: CallReader | None, eos: frozenset[int]
+        self,
+        index: int,
+        sample: int,
+        offered: Offered,
+        calls: CallReader | None,
+        eos: frozenset[int],
+        *,
+        logprobs: bool,
     ):
         self.index, self.sample = index, sample
-        self._offered, self._calls, self._eos = offered, calls, eos
+        self._offered, self._calls, self._eos, self._logprobs = offered, calls, eos, logprobs
         self._num_called = 0
 
     def push(self, piece: Piece) -> Portion:
@@ -60,7 +67,7 @@ class AnswerReader:
             parts = self._calls.push(piece.text) + (self._calls.close() if piece.finish else [])
             delta.text = "".join(part for part in parts if isinstance(part, str))
             delta.calls = [self._call(part) for part in parts if isinstance(part, Call)]
-        if piece.token not in self._eos or piece.finish != "eos":
+        if self._logprobs and (piece.token not in self._eos or piece.finish != "eos"):
             delta.logprobs = [self._logprob(piece)]
         if piece.finish:
             delta.finish = self._finish(piece.finish)

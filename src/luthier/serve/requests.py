@@ -96,6 +96,11 @@ class Sampled(BaseModel):
         """Whether a stream ends with the numbers of tokens."""
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether log-probabilities of the answers' tokens come along."""
+        return getattr(self, "logprobs", None) not in (None, False)
+
 
 class ChatRequest(Sampled):
     """`POST /v1/chat/completions`. Messages are read as those of training rows are."""
