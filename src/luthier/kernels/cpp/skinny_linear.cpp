@@ -71,19 +71,23 @@ struct Ahead {
     }
 };
 
+// Up to M rows of x against all tiles of W, in one go: rows by themselves would load each vector of W once more.
+template <int M>
+LUTHIER_INLINE void some_rows(int64_t rows, const float* x, int64_t x_stride, const float* const* w, int64_t length,
+                              Partial* partial) {
+    if constexpr (M > 1) {
+        if (rows < M) return some_rows<M - 1>(rows, x, x_stride, w, length, partial);
+    }
+    for (int n = 0; n < TILES * TILE_N; n += TILE_N) tile<M>(x, x_stride, w + n, length, partial, n);
+}
+
 // All rows of x against all tiles of W.
 void all_rows(int64_t rows, const float* x, int64_t x_stride, const float* const* w, int64_t length, Partial* partial,
               Ahead ahead) {
-    int64_t share = ahead.lines * TILE_M / rows + 1, m = 0;
-    for (; m + TILE_M <= rows; m += TILE_M) {
+    int64_t share = ahead.lines * TILE_M / rows + 1;
+    for (int64_t m = 0; m < rows; m += TILE_M) {
         ahead.fetch(share);
-        for (int n = 0; n < TILES * TILE_N; n += TILE_N)
-            tile<TILE_M>(x + m * x_stride, x_stride, w + n, length, partial + m, n);
-    }
-    for (; m < rows; m++) {
-        ahead.fetch(share);
-        for (int n = 0; n < TILES * TILE_N; n += TILE_N)
-            tile<1>(x + m * x_stride, x_stride, w + n, length, partial + m, n);
+        some_rows<TILE_M>(rows - m, x + m * x_stride, x_stride, w, length, partial + m);
     }
 }
 
