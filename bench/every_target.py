@@ -1,7 +1,8 @@
 """Every form that `luthier export` writes, of a small tuned model, read back and compared with what was trained.
 
     python -m bench.every_target MODEL [--name NAME] [--adapters lora qlora] [--only gguf:f16 merged ...]
-                                 [--prompts 8] [--steps 8] [--scratch FOLDER] [--out FILE.json] [--list]
+                                 [--prompts 8] [--steps 8] [--template FILE.jinja] [--scratch FOLDER]
+                                 [--out FILE.json] [--list]
 
 MODEL is whatever `model:` takes: `demo:smollm2-135m`, a folder, a GGUF file. It is tuned on e-mails of
 examples/tickets, with LoRA and with LoRA beside weights in nf4 (QLoRA). Then each form is written as the command writes
@@ -49,6 +50,8 @@ class Trial:
     steps: int
     prompts: int
     scratch: Path
+    template: Path | None
+    """A chat template, for models that have none."""
 
     def run(self, adapter: str) -> Path:
         """The run's folder; it is made if it is not there."""
@@ -71,7 +74,11 @@ class Trial:
         shutil.rmtree(folder, ignore_errors=True)  # one that was cut short
         config = {
             "model": self.model,
-            "data": {"path": str(data / "train.jsonl"), "eval_path": str(data / "test.jsonl")},
+            "data": {
+                "path": str(data / "train.jsonl"),
+                "eval_path": str(data / "test.jsonl"),
+                **({"template": str(self.template)} if self.template else {}),
+            },
             **ADAPTERS[adapter],
             "optim": {"lr": 1e-3},
             "train": {"steps": self.steps, "tokens_per_step": 384},
@@ -92,6 +99,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--prompts", type=int, default=8)
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--template", type=Path)
     parser.add_argument("--scratch", type=Path)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--list", action="store_true", help="only the names of all forms")
@@ -102,7 +110,7 @@ def main(arguments: list[str]) -> int:
     with TemporaryDirectory() if given.scratch is None else nullcontext(given.scratch) as place:
         scratch = Path(place).absolute()
         scratch.mkdir(parents=True, exist_ok=True)
-        trial = Trial(given.model, given.name, given.steps, given.prompts, scratch)
+        trial = Trial(given.model, given.name, given.steps, given.prompts, scratch, given.template)
         found = earlier(given.out) or about(trial)
         for adapter in given.adapters:
             judged = found["forms"].setdefault(f"{trial.name}, {adapter}", {})

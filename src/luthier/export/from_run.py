@@ -53,7 +53,7 @@ def gguf_of_run(job: Job, target: Path, kind: str) -> None:
     """The run's model as a file."""
     if target.exists():
         raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
-    with model_folder(job, target) as folder:
+    with model_folder(job, target, wide=kind != "bf16") as folder:
         gguf_of_folder(job, folder, target, kind)
 
 
@@ -67,8 +67,10 @@ def gguf_of_folder(job: Job, folder: Path, target: Path, kind: str) -> None:
 
 
 @contextmanager
-def model_folder(job: Job, target: Path) -> Iterator[Path]:
+def model_folder(job: Job, target: Path, *, wide: bool = True) -> Iterator[Path]:
     """The folder with the run's model; an adapter is merged beside `target` first, and that folder removed again.
+
+    wide: what an adapter changes is in fp32 there, to be rounded to something else than the base's dtype.
 
     Raises ConfigError for a model that scores instead of writing.
     """
@@ -82,7 +84,7 @@ def model_folder(job: Job, target: Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=target.parent, prefix=".merged-") as scratch:
         merged = Path(scratch) / job.folder.path.name
-        merge_run(job, merged, wide=True)
+        merge_run(job, merged, wide=wide)
         yield merged
 
 

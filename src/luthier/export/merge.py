@@ -1,7 +1,8 @@
 """Adapter and base model on disk become one model folder, shard by shard and tensor by tensor: no model is built, and
 one tensor is in memory.
 
-    W' = W + s · B·A (with DoRA's lengths, if it has them), computed in fp32, rounded once to the dtype of W on disk
+    W' = W + s · B·A (with DoRA's lengths, if it has them), computed in fp32, rounded once to the dtype of W on disk, so
+    that small updates are not lost in bfloat16 (rounding.py)
 
 W is the weight on disk, or what it decodes to when it is stored in few bits, if that is what the adapter was trained
 beside.
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from luthier.errors import ModelError, RunError
+from luthier.export.rounding import rounded_sum
 from luthier.export.streamed import TYPES, Planned, write_streamed
 from luthier.kernels.quant.base import Scheme, store
 from luthier.models.adapter_files import attach_adapter
@@ -34,7 +36,7 @@ from luthier.models.compat import bars_on_terminals_only, plain_attention
 from luthier.models.load import load_model
 from luthier.models.lora import merge_adapters
 from luthier.models.lora_targets import owners
-from luthier.models.lora_weight import updated
+from luthier.models.lora_weight import updated_wide
 from luthier.models.new_tokens import make_room, mean_row, num_rows, token_weights
 from luthier.models.planned_tokens import rows_needed
 from luthier.models.quantised.load import Quantisation, names_to_store, open_all
@@ -326,8 +328,10 @@ def _changed(weight: Tensor, output: Output, source: Path, *, wide: bool) -> Ten
     if change is None:
         return weight.to(kind)
     factors = change.a_RK.float(), change.b_MR.float()
-    made = updated(weight, factors, change.scale, change.transposed, change.magnitude_M)
-    return made.to(kind).contiguous()
+    total = updated_wide(weight, factors, change.scale, change.transposed, change.magnitude_M)
+    return (
+        total.to(kind) if output.stored is not None else rounded_sum(total, weight, output.name)
+    ).contiguous()
 
 
 def _copy_description(base: Path, adapter: Path, out: Path) -> None:

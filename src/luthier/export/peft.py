@@ -1,7 +1,7 @@
 """An adapter that `peft` computes and its base model become one model folder, where that is possible.
 
 The model is built in memory in fp32, peft adds what the adapter changes to each weight, and the sum is rounded once to
-the base's dtype. The merged model is then asked about a few tokens, beside the adapted one.
+the base's dtype (rounding.py). The merged model is then asked about a few tokens, beside the adapted one.
 """
 
 import shutil
@@ -13,6 +13,7 @@ from transformers import AutoConfig, PreTrainedModel
 
 from luthier.errors import ModelError
 from luthier.export.merge import FROM_ADAPTER
+from luthier.export.rounding import rounded_sum
 from luthier.models.compat import bars_on_terminals_only
 from luthier.models.load import load_model
 from luthier.models.peft_adapters.attach import attach_peft
@@ -43,8 +44,13 @@ def merge_peft_to_folder(
         raise ModelError(f"{out} exists already. Remove it, or give another folder for the merged model.")
     dtype = getattr(AutoConfig.from_pretrained(base_folder, local_files_only=True), "dtype", None)
     model = load_model(base_folder, torch.float32, torch.device("cpu"), quantisation)
+    kind = torch.float32 if wide or dtype is None else dtype
+    before = {name: weight.data.to(kind) for name, weight in model.named_parameters()}
     merge_peft(model, attach_peft(model, adapter_folder))
-    model.to(dtype=torch.float32 if wide else dtype or torch.float32)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    if kind is not torch.float32 and quantisation is None:  # of decoded weights nothing is lost in one sense
+        for name, weight in model.named_parameters():
+            weight.data = rounded_sum(weight.data, before[name], name)
+    model.to(dtype=kind)  # pyright: ignore[reportCallIssue]
     with atomic_folder(out, replace=False) as partial:
         with bars_on_terminals_only():
             model.save_pretrained(partial)

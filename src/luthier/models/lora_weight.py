@@ -22,8 +22,7 @@ def low_rank_update(a_RK: Tensor, b_MR: Tensor, scale: float, transposed: bool) 
 
 def add_update(weight: Tensor, delta: Tensor) -> Tensor:
     """Weight plus update, summed in at least fp32 and rounded once to the weight's dtype."""
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    return (weight.to(wide) + delta.to(wide)).to(weight.dtype)
+    return _wide_sum(weight, delta).to(weight.dtype)
 
 
 def updated(
@@ -38,11 +37,25 @@ def updated(
     With `magnitude_M` (DoRA, arXiv:2402.09353) each output's row is made that long; no gradient goes through the
     length that it had.
     """
-    delta = low_rank_update(*factors, scale, transposed)
+    return updated_wide(weight, factors, scale, transposed, magnitude_M).to(weight.dtype)
+
+
+def updated_wide(
+    weight: Tensor,
+    factors: tuple[Tensor, Tensor],
+    scale: float,
+    transposed: bool,
+    magnitude_M: Tensor | None = None,
+) -> Tensor:
+    """The same, not rounded: in at least fp32."""
+    total = _wide_sum(weight, low_rank_update(*factors, scale, transposed))
     if magnitude_M is None:
-        return add_update(weight, delta)
-    wide = torch.promote_types(weight.dtype, torch.float32)
-    total = weight.to(wide) + delta.to(wide)
+        return total
     length = torch.linalg.vector_norm(total.detach(), dim=0 if transposed else 1)
-    gain_M = magnitude_M.to(wide) / length
-    return (total * (gain_M if transposed else gain_M[:, None])).to(weight.dtype)
+    gain_M = magnitude_M.to(total.dtype) / length
+    return total * (gain_M if transposed else gain_M[:, None])
+
+
+def _wide_sum(weight: Tensor, delta: Tensor) -> Tensor:
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    return weight.to(wide) + delta.to(wide)

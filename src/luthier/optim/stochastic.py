@@ -28,9 +28,13 @@ class StochasticRounding:
         """Rounds fp32 numbers into a bfloat16 tensor of the same shape. What is not finite stays what it is."""
         generator = torch.Generator(wide.device)
         generator.manual_seed((self.seed * 1_000_003 + number) * 1_000_003 + step & (1 << 63) - 1)
-        drawn = torch.randint(
-            1 << BITS, wide.shape, generator=generator, dtype=torch.int32, device=wide.device
-        )
-        bits = drawn.add_(wide.view(torch.int32)).bitwise_and_(-(1 << BITS))
-        rounded = bits.view(torch.float32)
-        out.copy_(torch.where(wide.isfinite(), rounded, wide))
+        out.copy_(rounded_by_chance(wide, generator))
+
+
+def rounded_by_chance(wide: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 numbers that are each one of their two neighbours in bfloat16, in the mean themselves. A number that
+    bfloat16 has stays what it is, and so does what is not finite.
+    """
+    drawn = torch.randint(1 << BITS, wide.shape, generator=generator, dtype=torch.int32, device=wide.device)
+    bits = drawn.add_(wide.view(torch.int32)).bitwise_and_(-(1 << BITS))
+    return torch.where(wide.isfinite(), bits.view(torch.float32), wide)
