@@ -1,6 +1,8 @@
 """llama.cpp's own quantiser: the types that it writes, what they need, and which weights it is told to keep exact."""
 
+import ctypes
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,9 @@ gguf = pytest.importorskip("gguf")
 from gguf_models import SPECIAL, saved  # noqa: E402
 from lora_models import teach  # noqa: E402
 from luthier.cli.main import main  # noqa: E402
-from luthier.errors import ModelError  # noqa: E402
+from luthier.errors import ModelError, RunError  # noqa: E402
 from luthier.export.gguf.importance import importance  # noqa: E402
-from luthier.export.gguf.llama import installed  # noqa: E402
+from luthier.export.gguf.llama import heard, installed  # noqa: E402
 from luthier.export.gguf.quantise import NAMES, NEED_IMPORTANCE, quantise  # noqa: E402
 from luthier.export.gguf.write import write_gguf  # noqa: E402
 from luthier.models.adapter_files import save_adapter  # noqa: E402
@@ -146,3 +148,48 @@ def test_the_command_writes_and_proves_one(tmp_path: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "measured on 4 rows" in out and "so few bits" in out and "engine to its file" in out
     assert [one.name for one in (folder.path / "gguf").iterdir()] == ["tiny-q4_k_m.gguf"]
+
+
+@llama
+def test_what_llama_cpp_warns_of_is_one_sentence(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    saved("qwen3", tmp_path / "model", hidden_size=64, intermediate_size=256, num_hidden_layers=2)
+    write_gguf(tmp_path / "model", tmp_path / "true.gguf", "f32")
+    capfd.readouterr()
+    notes = quantise(tmp_path / "true.gguf", tmp_path / "model.gguf", "q4_k_m")
+    assert capfd.readouterr().err == ""
+    tensors = gguf.GGUFReader(
+        tmp_path / "model.gguf"
+    ).tensors  # of a tied head it takes 8 bits without a warning
+    kinds = Counter(one.tensor_type.name.lower() for one in tensors if one.name != "token_embd.weight")
+    others = {name: number for name, number in kinds.items() if name in ("q5_0", "q8_0")}
+    (note,) = notes
+    assert f"The rows of {sum(others.values())} matrices do not divide into the blocks of 256" in note
+    assert all(f"{number} {name}" in note for name, number in others.items()) and others
+    wide = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}
+    saved("qwen3", tmp_path / "wide", **wide)
+    write_gguf(tmp_path / "wide", tmp_path / "wide.gguf", "f32")
+    assert quantise(tmp_path / "wide.gguf", tmp_path / "quiet.gguf", "q4_k_m") == ()
+
+
+@llama
+def test_what_llama_cpp_said_is_in_the_error(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "no.gguf").write_bytes(b"GGUF" + bytes(64))
+    capfd.readouterr()
+    with pytest.raises(RunError, match=r"could not write gguf:q4_k_m\. .* The last that it said: .*\w"):
+        quantise(tmp_path / "no.gguf", tmp_path / "model.gguf", "q4_k_m")
+    assert capfd.readouterr().err == ""
+
+
+@llama
+def test_llama_cpp_tells_its_own_listener_again_afterwards(tmp_path: Path) -> None:
+    from llama_cpp import llama_log_callback, llama_log_get
+
+    def listening() -> int | None:
+        found, given = llama_log_callback(), ctypes.c_void_p()
+        llama_log_get(ctypes.byref(found), ctypes.byref(given))
+        return ctypes.cast(found, ctypes.c_void_p).value
+
+    before = listening()
+    with heard() as told:
+        assert listening() != before
+    assert listening() == before and told == []

@@ -49,21 +49,21 @@ def gguf_type(asked: str | None) -> str:
     return asked
 
 
-def gguf_of_run(job: Job, target: Path, kind: str) -> None:
-    """The run's model as a file."""
+def gguf_of_run(job: Job, target: Path, kind: str) -> tuple[str, ...]:
+    """The run's model as a file. Returns what people should know of it."""
     if target.exists():
         raise ConfigError(f"{target} exists already. Remove it, or give another file with --out.")
     with model_folder(job, target, wide=kind != "bf16") as folder:
-        gguf_of_folder(job, folder, target, kind)
+        return gguf_of_folder(job, folder, target, kind)
 
 
-def gguf_of_folder(job: Job, folder: Path, target: Path, kind: str) -> None:
-    """The model in a folder as a file, called as the run is."""
+def gguf_of_folder(job: Job, folder: Path, target: Path, kind: str) -> tuple[str, ...]:
+    """The model in a folder as a file, called as the run is. Returns what people should know of it."""
     from luthier.export.gguf.any_type import write_any
 
     exact, name = left_exact(job.config), job.folder.path.name
     with job.bar("writing") as progress:
-        write_any(folder, target, kind, job.rows, name=name, exact=exact, progress=progress)
+        return write_any(folder, target, kind, job.rows, name=name, exact=exact, progress=progress)
 
 
 @contextmanager

@@ -1,10 +1,11 @@
 """The one place that knows how transformers wires attention, and what changes between its versions."""
 
+import io
 import logging as python_logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, redirect_stderr
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -73,15 +74,41 @@ def use_plain_attention(model: PreTrainedModel) -> None:
 
 @contextmanager
 def bars_on_terminals_only() -> Iterator[None]:
-    """Keeps transformers' progress bars out of log files and pipes."""
-    if sys.stderr.isatty() or not logging.is_progress_bar_enabled():
+    """Keeps transformers' progress bars out of log files and pipes, those that its own switch does not reach, too."""
+    if sys.stderr.isatty():
         yield
         return
-    logging.disable_progress_bar()
+    shown = logging.is_progress_bar_enabled()
+    if shown:
+        logging.disable_progress_bar()
     try:
-        yield
+        with redirect_stderr(_WithoutBars(sys.stderr)):
+            yield
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
+
+
+class _WithoutBars(io.TextIOBase):
+    """A stream that lets all through but bars: what begins by going back to the line's beginning, and the end of that
+    line. The bar of transformers' GGUF reader comes from tqdm itself and asks nobody."""
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._in_bar = stream, False
+
+    def write(self, text: str, /) -> int:
+        """Passes a text on, if it is none of a bar."""
+        bar = text.startswith("\r") or (self._in_bar and text == "\n")
+        self._in_bar = bar and text != "\n"
+        return len(text) if bar else self._stream.write(text)
+
+    def flush(self) -> None:
+        """Of the stream."""
+        self._stream.flush()
+
+    def fileno(self) -> int:
+        """Of the stream."""
+        return self._stream.fileno()
 
 
 @contextmanager

@@ -12,5 +12,5 @@ def write(job: Job) -> Written:
 
     kind = gguf_type(job.kind)
     target = job.target("gguf", f"{job.folder.path.name}-{kind}.gguf")
-    gguf_of_run(job, target, kind)
-    return Written("GGUF", target, target, kind, how=f"    llama-cli -m {target.name}")
+    notes = gguf_of_run(job, target, kind)
+    return Written("GGUF", target, target, kind, notes, how=f"    llama-cli -m {target.name}")

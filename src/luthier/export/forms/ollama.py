@@ -17,9 +17,9 @@ def write(job: Job) -> Written:
     file = f"{name}-{kind}.gguf"
     told = modelfile_of_run(job, file)
     with model_folder(job, target) as folder, atomic_folder(target, replace=False) as partial:
-        gguf_of_folder(job, folder, partial / file, kind)
+        types = gguf_of_folder(job, folder, partial / file, kind)
         (partial / "Modelfile").write_text(told.text, encoding="utf-8")
-    notes = (*told.notes, f"Next: ollama create {name.lower()} -f {target / 'Modelfile'}")
+    notes = (*types, *told.notes, f"Next: ollama create {name.lower()} -f {target / 'Modelfile'}")
     return Written(
         "folder for Ollama",
         target,

@@ -22,8 +22,9 @@ def write_any(
     name: str,
     exact: Collection[str] = (),
     progress: Progress | None = None,
-) -> None:
+) -> tuple[str, ...]:
     """Writes the model in `folder`. For a type of llama.cpp's quantiser a file in 32 bits stands beside it meanwhile.
+    Returns what people should know of the file, a sentence each.
 
     Args:
         kind: one of `ALL`.
@@ -34,11 +35,11 @@ def write_any(
     """
     if kind in TYPES:
         write_gguf(folder, out, kind, name=name, exact=exact, progress=progress)
-        return
+        return ()
     need_llama_cpp(kind)
     known = rows(folder)
     out.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=out.parent, prefix=".in-32-bits-") as scratch:
         wide = Path(scratch) / "model.gguf"
         write_gguf(folder, wide, "f32", name=name, progress=progress)
-        quantise(wide, out, kind, importance(folder, known) if known else None)
+        return quantise(wide, out, kind, importance(folder, known) if known else None)

@@ -5,7 +5,9 @@ its blocks of 256. With an importance matrix (`importance.py`) it rounds where i
 """
 
 import ctypes
-from collections.abc import Mapping
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from luthier.cores import usable_cores
 from luthier.errors import ModelError, RunError
-from luthier.export.gguf.llama import NEEDED, installed, library
+from luthier.export.gguf.llama import NEEDED, heard, installed, library
 from luthier.runs.atomic import atomic_file, check_room
 
 NAMES = (
@@ -33,8 +35,10 @@ def need_llama_cpp(kind: str) -> None:
         raise ModelError(f"gguf:{kind} is written by llama.cpp's own quantiser, through {NEEDED}")
 
 
-def quantise(file: Path, out: Path, kind: str, importance: Mapping[str, np.ndarray] | None = None) -> None:
-    """Writes a GGUF file in 16 or 32 bits in one of `NAMES`.
+def quantise(
+    file: Path, out: Path, kind: str, importance: Mapping[str, np.ndarray] | None = None
+) -> tuple[str, ...]:
+    """Writes a GGUF file in 16 or 32 bits in one of `NAMES`. Returns what people should know of it, a sentence each.
 
     Args:
         importance: for names of tensors the mean squares of what their columns are multiplied with.
@@ -57,13 +61,27 @@ def quantise(file: Path, out: Path, kind: str, importance: Mapping[str, np.ndarr
     kept = _entries(importance or {})
     if importance:
         params.imatrix = kept[0]
-    with atomic_file(out) as partial:
+    with atomic_file(out) as partial, heard() as told:
         status = llama_cpp.llama_model_quantize(bytes(file), bytes(partial), ctypes.byref(params))
         if status:
+            said = " ".join(line.strip() for line in told[-3:]) or "nothing"
             raise RunError(
-                f"llama.cpp could not write gguf:{kind}; what it said stands above. Is there room on the disk?"
+                f"llama.cpp could not write gguf:{kind}. Is there room on the disk? The last that it said: {said}"
             )
     del kept
+    return _other_types(kind, told)
+
+
+def _other_types(kind: str, told: Sequence[str]) -> tuple[str, ...]:
+    """From llama.cpp's warnings, one a matrix, how many matrices have another type than they were to have."""
+    others = Counter(found[1] for line in told if (found := re.search(r"falling back to\s+(\w+)", line)))
+    if not others:
+        return ()
+    types = ", ".join(f"{number} {name}" for name, number in others.most_common())
+    return (
+        f"The rows of {others.total()} matrices do not divide into the blocks of 256 that gguf:{kind} needs, so "
+        f"llama.cpp gave them types with blocks of 32 or none: {types}.",
+    )
 
 
 def _entries(importance: Mapping[str, np.ndarray]) -> tuple[Any, list[Any]]:

@@ -38,7 +38,7 @@ def write_pi(job: Job, target: Path, kind: str) -> Written:
             planned = planned_sizes(folder, kind, left_exact(job.config))
             _predicted(job, planned, sum(size for _, size in planned))
         with atomic_folder(target, replace=False) as partial:
-            gguf_of_folder(job, folder, partial / file, kind)
+            types = gguf_of_folder(job, folder, partial / file, kind)
             found = prediction(job, partial / file)
             told = modelfile_of_run(job, file, most=found.context)
             (partial / "Modelfile").write_text(told.text, encoding="utf-8")
@@ -55,6 +55,7 @@ def write_pi(job: Job, target: Path, kind: str) -> Written:
             _script(partial / "run-llama.cpp.sh", scripts.llama_script(file, found.context))
             _script(partial / "run-ollama.sh", scripts.ollama_script(name.lower()))
     notes = (
+        *types,
         *told.notes,
         f"Predicted for a Raspberry Pi 5: {found.memory / 1e9:.2f} GB with {found.context} tokens of context, "
         f"{found.speed:.1f} tokens a second.",

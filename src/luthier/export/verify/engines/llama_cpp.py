@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import ModelError
-from luthier.export.gguf.llama import NEEDED, installed, library
+from luthier.export.gguf.llama import NEEDED, heard, installed, library
 from luthier.export.verify.engine import Messages
 
 
@@ -35,20 +35,22 @@ class InLlamaCpp:
         self._file, self._config = file, config
         threads = torch.get_num_threads()  # its threads spin while they wait: no more than torch may use
         try:
-            self._llama: Any = llama_cpp.Llama(
-                str(file),
-                n_ctx=longest,
-                n_batch=longest,
-                n_ubatch=longest,
-                n_threads=threads,
-                n_threads_batch=threads,
-                n_gpu_layers=0,
-                logits_all=True,
-                verbose=False,
-                lora_path=str(adapter) if adapter else None,
-            )
+            with heard() as told:
+                self._llama: Any = llama_cpp.Llama(
+                    str(file),
+                    n_ctx=longest,
+                    n_batch=longest,
+                    n_ubatch=longest,
+                    n_threads=threads,
+                    n_threads_batch=threads,
+                    n_gpu_layers=0,
+                    logits_all=True,
+                    verbose=False,
+                    lora_path=str(adapter) if adapter else None,
+                )
         except (ValueError, RuntimeError, AssertionError) as error:
-            raise ModelError(f"llama.cpp cannot load {adapter or file}: {error}") from error
+            said = "".join(f" It said: {line.strip()}" for line in told[-1:])
+            raise ModelError(f"llama.cpp cannot load {adapter or file}: {error}.{said}") from error
 
     @property
     def context(self) -> int:

@@ -20,7 +20,7 @@ from gguf.constants import GGMLQuantizationType
 from torch import Tensor
 
 from luthier.errors import ModelError
-from luthier.export.gguf.llama import library
+from luthier.export.gguf.llama import heard, library
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
 from luthier.export.verify.file_numbers import decoded
 from luthier.export.verify.rounded_inputs import ROUNDED
@@ -72,7 +72,8 @@ class InPlainLlamaCpp(InLlamaCpp):
         own = self._llama.context_params
         params = type(own).from_buffer_copy(own)
         params.cb_eval, params.n_seq_max = self._callback, 1
-        self._context = llama_cpp.llama_init_from_model(self._llama._model.model, params)
+        with heard():
+            self._context = llama_cpp.llama_init_from_model(self._llama._model.model, params)
         if not self._context:
             raise ModelError(f"llama.cpp cannot make a second context of {file}.")
 
