@@ -34,8 +34,8 @@ class InLlamaCpp:
         self.name = f"llama.cpp (llama-cpp-python {llama_cpp.__version__})"
         self._file, self._config = file, config
         threads = torch.get_num_threads()  # its threads spin while they wait: no more than torch may use
-        try:
-            with heard() as told:
+        with heard() as told:
+            try:
                 self._llama: Any = llama_cpp.Llama(
                     str(file),
                     n_ctx=longest,
@@ -48,9 +48,9 @@ class InLlamaCpp:
                     verbose=False,
                     lora_path=str(adapter) if adapter else None,
                 )
-        except (ValueError, RuntimeError, AssertionError) as error:
-            said = "".join(f" It said: {line.strip()}" for line in told[-1:])
-            raise ModelError(f"llama.cpp cannot load {adapter or file}: {error}.{said}") from error
+            except (ValueError, RuntimeError, AssertionError) as error:
+                said = "".join(f" It said: {line.strip()}" for line in told[-1:])
+                raise ModelError(f"llama.cpp cannot load {adapter or file}: {error}.{said}") from error
 
     @property
     def context(self) -> int:
