@@ -12,10 +12,12 @@ from luthier.errors import RunError
 from luthier.export.compressed.types import TYPES as COMPRESSED
 from luthier.export.gguf.llama import NEEDED, installed
 from luthier.export.job import Job, Written
+from luthier.export.onnx import write as onnx
 from luthier.export.verify.engines import compressed, peft
 from luthier.export.verify.engines._torch import TorchModel
 from luthier.export.verify.engines.compressed import InCompressedTensors, InOwnReader
 from luthier.export.verify.engines.llama_cpp import InLlamaCpp
+from luthier.export.verify.engines.onnx import InOnnxRuntime
 from luthier.export.verify.engines.peft import InPeft
 from luthier.export.verify.engines.transformers import InTransformers
 from luthier.export.verify.verdict import Trained, Verdict, judge, table, trained_by
@@ -37,7 +39,7 @@ ANSWER = 32
 """Tokens of the longest answer that is compared."""
 PROMPTS = 8
 LORA = "gguf-lora"
-SEVERAL = "merged", "adapter", LORA
+SEVERAL = "merged", "adapter", "onnx", LORA
 """Forms that are no types: neither of a GGUF with a whole model nor of compressed-tensors."""
 
 
@@ -55,7 +57,7 @@ def verify_export(
     """Compares an artefact with the run's model, tells the verdict, and writes it to `verification/` in the run.
 
     Args:
-        form: `merged`, `adapter`, `gguf-lora`, a type of a GGUF file, or of compressed-tensors (`int4`, `gptq-int4`).
+        form: `merged`, `adapter`, `onnx`, `gguf-lora`, a type of a GGUF file, or of compressed-tensors (`gptq-int4`).
         whole: the folder that the artefact is a part of, to be marked if it is another model; absent: itself.
         base: as `--base` of `luthier export`: which base weights it was written with.
         prompts: how many are asked.
@@ -89,6 +91,8 @@ def verify_written(
         return "there is no program here that runs this form by itself"
     if form == "adapter" and not peft.installed():
         return peft.NEEDED
+    if form == "onnx" and not onnx.installed("onnxruntime"):
+        return f"the graph can be run with {onnx.NEEDED}"
     if form == LORA and not installed():
         return f"the file can be run with {NEEDED}"
     return verify_export(
@@ -108,6 +112,8 @@ def form_of(written: Written) -> str | None:
     if written.weights.is_dir():
         if written.kind is not None:
             return written.kind
+        if (written.weights / onnx.GRAPH).is_file():
+            return "onnx"
         return "adapter" if (written.weights / CONFIG_NAME).is_file() else "merged"
     if written.weights.suffix != ".gguf":
         return None
@@ -141,6 +147,8 @@ def engines_for(
         return lambda: InTransformers(artefact), None, None
     if form == "adapter":
         return lambda: InPeft(base_folder(config), artefact, chosen(config)), None, None
+    if form == "onnx":
+        return lambda: InOnnxRuntime(artefact), None, None
     if form == LORA:
         from luthier.export.verify.engines.llama_adapter import BesideBase
 

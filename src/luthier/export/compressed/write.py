@@ -1,7 +1,6 @@
 """A model folder becomes one whose linear layers are stored in few bits, tensor by tensor."""
 
 import json
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from luthier.errors import ModelError
 from luthier.export.compressed.types import TYPES, Type
-from luthier.export.merge import INDEX, NOT_COPIED, Progress, base_shards, empty_model
+from luthier.export.described import copy_described
+from luthier.export.merge import INDEX, Progress, base_shards, empty_model
 from luthier.export.streamed import TYPES as DTYPES
 from luthier.export.streamed import Planned, write_streamed
 from luthier.models.checkpoint_names import checkpoint_names
@@ -156,9 +156,6 @@ def _head(modules: dict[str, nn.Module], head: nn.Module | None) -> list[str]:
 
 def _describe(folder: Path, out: Path, config: dict[str, Any], quantisation: dict[str, Any]) -> None:
     """Everything but weights, and config.json with what was done."""
-    skipped = {file for pattern in NOT_COPIED for file in folder.glob(pattern)}
-    for file in sorted(folder.iterdir()):
-        if file.is_file() and file not in skipped:
-            shutil.copyfile(file, out / file.name)
+    copy_described(folder, out)
     text = json.dumps({**config, "quantization_config": quantisation}, indent=2)
     (out / "config.json").write_text(text + "\n", encoding="utf-8")

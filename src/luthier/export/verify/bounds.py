@@ -47,7 +47,7 @@ AS_DECODED = Bounds(mean_kl=1e-2, spread=0.15)
 """For an engine against the decoded file, if that has fewer bits: it rounds the activations to 8."""
 
 BY_FORM = {
-    **dict.fromkeys(("adapter", "gguf-lora", "f32", "f16"), SIXTEEN),
+    **dict.fromkeys(("adapter", "gguf-lora", "onnx", "f32", "f16"), SIXTEEN),
     **dict.fromkeys(("merged", "bf16"), BF16),
     **dict.fromkeys(("q8_0", "int8", "gptq-int8"), EIGHT),
 }

@@ -1,0 +1,1 @@
+"""A model as a graph for ONNX Runtime, by transformers' own exporter."""
