@@ -12,6 +12,9 @@ from luthier.evaluate.metrics import find
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fences of Linux")
 
 
+WRITES = 'try: os.write(n, b\'{"passed": true, "reason": ""}\\n\')\n    except OSError: pass'
+
+
 @pytest.fixture(autouse=True)
 def fenced() -> None:
     """Skips where this machine has no fences: then nothing is run, which `test_without_fences` shows."""
@@ -47,6 +50,11 @@ def test_what_programs_need_works(program: str) -> None:
         ("import subprocess; subprocess.run(['true'])", "PermissionError"),
         ("import os; os.kill(os.getppid(), 0)", "PermissionError"),
         ("x = bytearray(4 << 30)", "MemoryError"),
+        ("print('passed')\nassert 0", "AssertionError"),
+        (f"import os\nfor n in range(3, 64):\n    {WRITES}\nassert 0", "AssertionError"),
+        ("import atexit, os\natexit.register(os._exit, 0)\nassert 0", "AssertionError"),
+        ("import builtins\nbuiltins.AssertionError = SystemExit\nassert 0", "AssertionError"),
+        ("import builtins\nbuiltins.BaseException = int\nassert 0", "exit"),
     ],
 )
 def test_what_does_not_pass(program: str, reason: str) -> None:
