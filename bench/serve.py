@@ -36,6 +36,7 @@ import httpx
 
 from bench.serve_questions import FIRST_DRAWN, KINDS, Question
 from bench.serve_streams import Load, asked_alone, press, timed
+from luthier.models.decoding.cache import BLOCK, blocks_for
 from luthier.runs.environment import describe_environment
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -47,8 +48,8 @@ EACH = 3
 """Answers that every stream is to have."""
 FAR = 100_000
 """Between the numbers of the questions of two rounds, so that none is asked twice."""
-SHORT, LONG = 96, 640
-"""Room for a prompt and for the ends of blocks, in tokens: of questions that come again, and of those in a race."""
+SHORT, LONG = 40, 640
+"""Room for a prompt in tokens: of questions that come again, and of those in a race with what is known of others."""
 
 
 def resident(pid: int) -> float:
@@ -105,8 +106,9 @@ def command_of(name: str, options: argparse.Namespace, port: int) -> list[str]:
         batching = [] if options.plain else ["--continuous-batching", *room]
         types = ["--device", "cpu", "--dtype", dtype_of(options.dtype)]
         return [sys.executable, "-c", code, "serve", model, *at, *types, *batching]
-    # As much as the streams need, so that memory that is only taken with use is taken soon.
-    tokens = options.streams * (options.tokens + (LONG if options.against else SHORT))
+    # Pressed, just what the streams need: memory is only taken with use, and what is known of earlier prompts would go
+    # on to fill the rest. So all of it is taken once every stream was answered at one time.
+    tokens = options.streams * BLOCK * blocks_for(options.tokens + (LONG if options.against else SHORT))
     room = ["--answers", str(options.streams), "--cache-tokens", str(tokens), "--queue", "1"]
     room += ["--offline", "--name", model]
     return [sys.executable, "-m", "luthier", "serve", model, *room, *at]

@@ -116,9 +116,8 @@ class BlockCache:
 
     def release(self, stored: Stored) -> None:
         """Gives a sequence's blocks back; those that others share stay."""
-        for block in reversed(
-            stored.blocks
-        ):  # the end is the first to go: without it the beginning is of use
+        # The end is the first to go: without it the beginning is of use.
+        for block in reversed(stored.blocks):
             self._leave(block)
         stored.blocks = []
 
