@@ -18,16 +18,18 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, cache_utils
 from transformers.cache_utils import (
     Cache,
     CacheLayerMixin,
-    DummyLayer,
     DynamicLayer,
     LinearAttentionCacheLayerMixin,
 )
 
 from luthier.rollout.roomy import make_room
+
+EMPTY: tuple[type, ...] = tuple(filter(None, [getattr(cache_utils, "DummyLayer", None)]))
+"""Cache layers that hold nothing; transformers has them from 5.20 on, and vLLM may hold it at an older one."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def traits_of(model: PreTrainedModel, token: int) -> Traits:
         arguments=arguments,
         pads=pads,
         # Windows count cache slots, so a gap between prefix and row would take part of the window.
-        shares_prefix=pads and all(type(layer) in (DynamicLayer, DummyLayer) for layer in layers),
+        shares_prefix=pads and all(type(layer) in (DynamicLayer, *EMPTY) for layer in layers),
         max_positions=max_positions(model),
     )
 
@@ -82,7 +84,7 @@ def max_positions(model: PreTrainedModel) -> int | None:
 
 def _is_attention(layer: object) -> bool:
     attention = isinstance(layer, CacheLayerMixin) and not isinstance(layer, LinearAttentionCacheLayerMixin)
-    return attention or isinstance(layer, DummyLayer)
+    return attention or isinstance(layer, EMPTY)
 
 
 class Decoder:
