@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 import typer
 
 Engine = Annotated[
-    Literal["native", "llama"] | None,
+    Literal["native", "llama", "vllm"] | None,
     typer.Option(help="What computes. [llama (llama.cpp) for a GGUF file where it is there, else native]"),
 ]
 SharePrompts = Annotated[

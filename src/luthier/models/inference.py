@@ -9,6 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from luthier.allocator import keep_pages
 from luthier.config.load import load_config
+from luthier.config.tree import Config
 from luthier.data.chat import ChatTemplate
 from luthier.errors import ModelError
 from luthier.models.base import folder_of
@@ -65,6 +66,34 @@ class Loaded:
         return int(embedding.weight.shape[0])
 
 
+@dataclass(frozen=True)
+class KnownWords:
+    """Words of a model that another program computes."""
+
+    tokenizer: PreTrainedTokenizerFast
+    template: ChatTemplate | None
+    eos_token_ids: tuple[int, ...]
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a name stands for: a base model, and what was trained on it."""
+
+    base: str
+    """What `model:` takes in a config; of a run that tuned all weights, the folder with them."""
+    revision: str | None
+    adapter: Path | None
+    """The adapter's folder."""
+    config: Config | None
+    """The run's."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether the run refused the network."""
+        return self.config is not None and self.config.offline
+
+
 def load_for_inference(
     name: str,
     *,
@@ -86,45 +115,54 @@ def load_for_inference(
 
     On a CPU, free memory stays with the process from then on, as in training (but for `memory.keep_pages: false`).
     """
-    path = Path(name)
-    template_args, keep = {}, True
-    adapter_folder: Path | None = None
-    revision: str | None = None
+    parts = find_parts(name, adapter=adapter)
+    config, adapter_folder = parts.config, parts.adapter
+    offline, keep, unpack = offline or parts.offline, True, None
     quantisation: Quantisation | None = None
     rounding: Rounded | None = None
-    unpack: bool | None = None
-    base = name
-    if (path / "config.yaml").is_file():
-        config = load_config(path / "config.yaml")
-        template_args, offline = config.data.template_args, offline or config.offline
-        keep = config.memory.keep_pages
-        base, revision = config.model.name, config.model.revision
-        quantisation, unpack = chosen(config) if stored else None, config.model.unpack
+    if config is not None:
+        keep, unpack = config.memory.keep_pages, config.model.unpack
+        quantisation = chosen(config) if stored else None
         rounding = chosen_rounding(config) if adapter and rounded else None
-        if (path / "adapter").is_dir():
-            adapter_folder = path / "adapter"
-        elif (path / "model").is_dir():
-            base = str(path / "model") if adapter else base
-        else:
-            raise ModelError(UNFINISHED.format(name))
-    elif (path / "adapter_config.json").is_file():
-        adapter_folder = path
-        saved = json.loads((path / "adapter_config.json").read_text())
-        base, revision = saved["base_model_name_or_path"], saved.get("revision")
     _refuse_head(name, adapter_folder if adapter else None)
     where = pick_device(device)
     if keep and where.type == "cpu":
         keep_pages()
-    folder = folder_of(base, revision, offline, unpack)
+    folder = folder_of(parts.base, parts.revision, offline, unpack)
     model = load_model(folder, pick_dtype(dtype, where), where, quantisation)
     round_linears(model, rounding)
     if adapter_folder is not None and adapter:
         attach_any(model, adapter_folder)
-    tokenizer = _tokenizer(str(adapter_folder or base), base, revision, offline)
+    tokenizer = tokenizer_of(parts, offline)
     if adapter_folder is not None and not adapter:
         make_room(model, len(tokenizer))  # the tokenizer may have new tokens, whose rows are the adapter's
-    template = ChatTemplate(tokenizer, template_args=template_args) if tokenizer.chat_template else None
-    return Loaded(model, tokenizer, template, stop_ids(model, tokenizer))
+    return Loaded(model, tokenizer, template_of(parts, tokenizer), stop_ids(model, tokenizer))
+
+
+def find_parts(name: str, *, adapter: bool = True) -> Parts:
+    """What `name` stands for; without `adapter` the base model of a run that tuned all weights, too.
+
+    Raises ModelError for a run that has not finished.
+    """
+    path = Path(name)
+    if (path / "config.yaml").is_file():
+        config = load_config(path / "config.yaml")
+        base, revision = config.model.name, config.model.revision
+        if (path / "adapter").is_dir():
+            return Parts(base, revision, path / "adapter", config)
+        if (path / "model").is_dir():
+            return Parts(str(path / "model") if adapter else base, revision, None, config)
+        raise ModelError(UNFINISHED.format(name))
+    if (path / "adapter_config.json").is_file():
+        saved = json.loads((path / "adapter_config.json").read_text())
+        return Parts(saved["base_model_name_or_path"], saved.get("revision"), path, None)
+    return Parts(name, None, None, None)
+
+
+def template_of(parts: Parts, tokenizer: PreTrainedTokenizerFast) -> ChatTemplate | None:
+    """The tokenizer's chat template with the arguments of the run; None: it has none."""
+    arguments = parts.config.data.template_args if parts.config else {}
+    return ChatTemplate(tokenizer, template_args=arguments) if tokenizer.chat_template else None
 
 
 def _refuse_head(name: str, adapter_folder: Path | None) -> None:
@@ -136,12 +174,12 @@ def _refuse_head(name: str, adapter_folder: Path | None) -> None:
         )
 
 
-def _tokenizer(name: str, base: str, revision: str | None, offline: bool) -> PreTrainedTokenizerFast:
+def tokenizer_of(parts: Parts, offline: bool) -> PreTrainedTokenizerFast:
     """The adapter's own tokenizer where it was saved with one, the base model's otherwise."""
-    own = Path(name)
-    if own.is_dir() and (own / "tokenizer_config.json").is_file():
+    own = parts.adapter or Path(parts.base)
+    if (own / "tokenizer_config.json").is_file():
         return load_tokenizer_folder(own)
-    return load_tokenizer(base, revision=revision, offline=offline)
+    return load_tokenizer(parts.base, revision=parts.revision, offline=offline)
 
 
 def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerFast:
@@ -153,7 +191,11 @@ def load_tokenizer_folder(folder: Path) -> PreTrainedTokenizerFast:
 
 def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
     """Tokens that end an answer: those of the generation config, and the tokenizer's end of sequence."""
-    settings = getattr(model, "generation_config", None)  # a model that scores has none
+    return ends_of(getattr(model, "generation_config", None), tokenizer)  # a model that scores has none
+
+
+def ends_of(settings: Any, tokenizer: PreTrainedTokenizerFast) -> tuple[int, ...]:
+    """The same by the generation config itself."""
     stop = settings.eos_token_id if settings else None
     ids = stop if isinstance(stop, list) else [stop]
     return tuple(sorted({i for i in [*ids, tokenizer.eos_token_id] if isinstance(i, int)}))

@@ -77,8 +77,13 @@ def traits_of(model: PreTrainedModel, token: int) -> Traits:
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """Most tokens that the model can read, by its configuration; None: it names no limit."""
-    most = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    """Most tokens that the model can read; None: its configuration names no limit."""
+    return positions_of(model.config)
+
+
+def positions_of(config: Any) -> int | None:
+    """Most tokens that a model of this configuration can read; None: it names no limit."""
+    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
 
 

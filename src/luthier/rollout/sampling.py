@@ -76,12 +76,16 @@ class SamplingSettings:
 
 def row_uniforms(settings: SamplingSettings, prompt: int, sample: int) -> Tensor:
     """The random numbers of one answer, one a token: [N] in [0, 1), float64, on the CPU."""
-    key = f"{settings.seed}/{prompt}/{sample}".encode()
-    digest = hashlib.blake2b(key, digest_size=8).digest()
-    generator = torch.Generator().manual_seed(int.from_bytes(digest, "little", signed=True))
+    generator = torch.Generator().manual_seed(row_seed(settings, prompt, sample))
     uniform_N = torch.rand(settings.max_new_tokens, generator=generator, dtype=torch.float64)
     # A number within rounding of 1 would pick a token past the end of the distribution.
     return uniform_N.clamp_(max=1 - 2.0**-40)
+
+
+def row_seed(settings: SamplingSettings, prompt: int, sample: int) -> int:
+    """The seed of one answer's own random numbers, of 64 bits with a sign."""
+    key = f"{settings.seed}/{prompt}/{sample}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little", signed=True)
 
 
 def choose(logits_BV: Tensor, uniform_B: Tensor | None, settings: SamplingSettings) -> Tensor:

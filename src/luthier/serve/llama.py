@@ -4,15 +4,13 @@ The prompt's ids are made by the tokenizer and the template that the file descri
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import torch
-from transformers import PreTrainedTokenizerFast
 
-from luthier.data.chat import ChatTemplate
 from luthier.errors import ConfigError
 from luthier.evaluate.llama_file import LlamaFile
 from luthier.memory import free_memory
+from luthier.models.inference import KnownWords
 from luthier.rollout.live import Speaker
 from luthier.rollout.llama_model import LlamaContext, LlamaModel
 from luthier.rollout.llama_places import LlamaPlaces
@@ -24,23 +22,13 @@ USUAL_TOKENS = 1024
 """Room for each answer where nothing else is said: llama.cpp takes all of it at the start."""
 
 
-@dataclass(frozen=True)
-class FileWords:
-    """What the texts of a file's model are written and read with."""
-
-    tokenizer: PreTrainedTokenizerFast
-    template: ChatTemplate | None
-    eos_token_ids: tuple[int, ...]
-    """Those that llama.cpp ends an answer at: what the file calls ends, and tokens that are known as such by name."""
-    num_tokens: int
-
-
 class LlamaEngine(BatchEngine):
     """Answers with a GGUF file in llama.cpp.
 
     Args:
         name: what requests call it.
-        model, words: the file.
+        model, words: the file. What ends an answer is what llama.cpp takes for ends: what the file calls so, and tokens
+            that are known as such by name.
         most_rows, cache_tokens, most_waiting: as in every engine with a batch.
     """
 
@@ -48,7 +36,7 @@ class LlamaEngine(BatchEngine):
         self,
         name: str,
         model: LlamaModel,
-        words: FileWords,
+        words: KnownWords,
         *,
         most_rows: int,
         cache_tokens: int,
@@ -89,7 +77,7 @@ def opened(asked: Asked) -> Opened:
         raise ConfigError(f"--answers {asked.answers}: llama.cpp holds at most {model.most_rows} at a time")
     file = LlamaFile.load(path)
     ends = tuple(sorted({*file.eos_token_ids, *model.ends}))
-    words = FileWords(file.tokenizer, file.template, ends, model.num_tokens)
+    words = KnownWords(file.tokenizer, file.template, ends, model.num_tokens)
     name = asked.called or offered_name(asked.name)
     tokens = asked.cache_tokens or _tokens_that_fit(model, asked.answers)
     engine = LlamaEngine(

@@ -10,7 +10,7 @@ from luthier.export.gguf.llama import NEEDED, installed
 from luthier.serve.engine import Engine
 from luthier.serve.shelf import Offered
 
-Kind = Literal["native", "llama"]
+Kind = Literal["native", "llama", "vllm"]
 """The engines; each is the module of this name beside this one, with a function `opened`."""
 
 MEMORY_SHARE = 0.25

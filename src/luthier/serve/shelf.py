@@ -114,12 +114,12 @@ def _dressed(base: Loaded, path: Path) -> Loaded:
 
 
 def _offered(name: str, loaded: Loaded, base: str | None = None) -> OfferedModel:
-    return OfferedModel(name, loaded, _defaults(loaded), max_positions(loaded.model), base)
+    usual = defaults_of(getattr(loaded.model, "generation_config", None))
+    return OfferedModel(name, loaded, usual, max_positions(loaded.model), base)
 
 
-def _defaults(loaded: Loaded) -> Defaults:
-    """Of the generation config: what it sets. Requests that say nothing are sampled, as OpenAI's are."""
-    own = getattr(loaded.model, "generation_config", None)
+def defaults_of(own: Any) -> Defaults:
+    """Of a generation config: what it sets. Requests that say nothing are sampled, as OpenAI's are."""
 
     def said(key: str, otherwise: Any) -> Any:
         value = getattr(own, key, None)
@@ -153,7 +153,12 @@ def other_bases(name: str, adapters: Sequence[Path]) -> list[str]:
 
 def bytes_of_token(model: PreTrainedModel) -> int:
     """Memory that the keys and values of one token take."""
-    text = model.config.get_text_config(decoder=True)
+    return model.dtype.itemsize * numbers_of_token(model.config)
+
+
+def numbers_of_token(config: Any) -> int:
+    """How many numbers the keys and values of one token are."""
+    text = config.get_text_config(decoder=True)
     heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * heads * size * model.dtype.itemsize
+    return 2 * text.num_hidden_layers * heads * size
