@@ -22,7 +22,7 @@ from tiny_runs import save_tiny_model, tiny_config, write_chats
 
 def test_the_loss_is_that_of_plain_transformers(tmp_path: Path) -> None:
     model, data = save_tiny_model(tmp_path / "model"), write_chats(tmp_path / "test.jsonl", 12)
-    found = evaluate(load_for_inference(str(model)), [data], metric_names=[], max_length=128)
+    found = evaluate(load_for_inference(str(model), dtype="float32"), [data], metric_names=[], max_length=128)
     plain = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     rows = prepare([data], ChatTemplate(load_tokenizer(str(model))), max_length=128)
     total, count = 0.0, 0

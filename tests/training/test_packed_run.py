@@ -41,14 +41,14 @@ def test_a_run_learns_and_its_model_is_what_was_trained(sample: str, tmp_path: P
     kind = sample.partition(" ")[0].replace("_", "-")
     assert any(line.startswith(kind) and "bits each" in line for line in said)
     assert any(line.startswith("2 of 2 layers fused") for line in said)
-    answering = load_for_inference(str(result.folder)).model
+    answering = load_for_inference(str(result.folder), dtype="float32").model
     assert len(quantised(answering)) == 14
     expected = answering(IDS).logits
     export(result.folder, "merged", None)
-    merged = load_for_inference(str(result.folder / "merged")).model
+    merged = load_for_inference(str(result.folder / "merged"), dtype="float32").model
     assert not quantised(merged) and not list(result.folder.glob(".unpacked*"))
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
-    alone = load_for_inference(str(result.trained)).model
+    alone = load_for_inference(str(result.trained), dtype="float32").model
     torch.testing.assert_close(alone(IDS).logits, expected, rtol=1e-5, atol=1e-5)
 
 

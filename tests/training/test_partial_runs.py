@@ -39,6 +39,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def config(folder: Path, name: str, way: str, **changes: Any) -> Config:
     values = {
+        "model": {"name": str(folder / "model"), "dtype": "float32"},  # whatever this processor multiplies
         "lora": ...,
         "tune": {"name": way, **SMALL.get(way, {})},
         "eval": {"every": None, "samples": 0},
@@ -92,7 +93,7 @@ def test_a_run_learns_keeps_the_rest_and_goes_on_exactly(way: str, tmp_path: Pat
     if way in STATIC:
         assert changed >= may_change
     ids = torch.arange(4, 40)[None]
-    answering = load_for_inference(str(whole.folder)).model
+    answering = load_for_inference(str(whole.folder), dtype="float32").model
     assert torch.equal(answering(ids).logits, model(ids).logits)
 
     stopped = config(tmp_path, "stopped", way)

@@ -68,7 +68,7 @@ def test_every_type_runs_from_the_config(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["ia3", "prompt_tuning", "prefix_tuning"])
 def test_a_run_answers_and_is_exported(kind: str, tmp_path: Path) -> None:
     result = run(config(tmp_path, "run", kind), say=lambda line: None)
-    loaded = load_for_inference(str(result.folder))
+    loaded = load_for_inference(str(result.folder), dtype="float32")
     assert peft_of(loaded.model) is not None
     expected = loaded.model(IDS).logits
     generator = NativeGenerator(loaded.model, eos_token_ids=[])
@@ -84,7 +84,7 @@ def test_a_run_answers_and_is_exported(kind: str, tmp_path: Path) -> None:
             export(result.folder, "merged", None)
         return
     export(result.folder, "merged", None)
-    merged = load_for_inference(str(result.folder / "merged")).model
+    merged = load_for_inference(str(result.folder / "merged"), dtype="float32").model
     torch.testing.assert_close(merged(IDS).logits, expected, rtol=1e-4, atol=1e-4)
 
 
