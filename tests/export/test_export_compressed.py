@@ -95,3 +95,15 @@ def test_the_command_and_layers_that_do_not_divide(
     assert (target / "chat_template.jinja").is_file() and (target / "README.md").is_file()
     assert main(["export", str(folder.path), "--to", "compressed:int3", "--no-verify"]) == 2
     assert "'int3' is not a type; known: int4, int8, fp8" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("kind", sorted(TYPES))
+def test_zeros_are_stored_as_zeros(kind: str, dtype: torch.dtype) -> None:
+    """The scale of a row of zeros is not rounded to zero, by which nothing can be divided."""
+    weight = torch.randn(4, 256)
+    weight[1] = 0
+    scale = TYPES[kind].scales(weight, dtype)
+    assert (scale > 0).all()
+    codes = TYPES[kind].codes(weight.view(4, scale.shape[1], -1), scale[..., None])
+    assert codes.isfinite().all() and not codes[1].any()

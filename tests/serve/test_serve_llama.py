@@ -75,6 +75,24 @@ def test_the_file_of_a_run(tmp_path: Path) -> None:
         gguf_of(str(tmp_path))
 
 
+def test_neither_an_adapter_nor_what_failed_its_proof_is_served(tmp_path: Path) -> None:
+    gguf = pytest.importorskip("gguf")
+    place = tmp_path / "gguf"
+    place.mkdir()
+    (place / "a-q8_0.unverified.gguf").touch()
+    with pytest.raises(
+        ConfigError, match=r"has none that is the model that was trained \(a-q8_0.unverified.gguf is not\)"
+    ):
+        gguf_of(str(tmp_path))
+    writer = gguf.GGUFWriter(place / "a-lora.gguf", "llama")
+    writer.add_type("adapter")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    (place / "a-f16.gguf").touch()
+    assert gguf_of(str(tmp_path)) == place / "a-f16.gguf"
+
+
 def test_llama_cpp_that_is_missing_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from luthier.rollout import llama_model
     from luthier.serve.llama import opened

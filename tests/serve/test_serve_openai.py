@@ -160,6 +160,8 @@ def test_completions_go_on_after_texts_and_ids(server: Running, own: Assistant) 
     assert [choice.text for choice in reply.choices] == [one[0].text for one in right]
     assert [choice.text for choice in by_ids.choices] == [one[0].text for one in right]
     assert len(reply.choices[0].logprobs.tokens) == len(reply.choices[0].logprobs.token_logprobs)
+    chosen = client.completions.create(**settings, prompt=texts, logprobs=0)
+    assert chosen.choices[0].logprobs.token_logprobs == reply.choices[0].logprobs.token_logprobs != []
     stream = client.completions.create(**settings, prompt=texts, stream=True)
     said = {0: "", 1: ""}
     for chunk in stream:

@@ -26,6 +26,7 @@ from luthier.models.adapter_files import save_adapter  # noqa: E402
 from luthier.models.inference import Parts, load_for_inference  # noqa: E402
 from luthier.models.lora import apply_lora  # noqa: E402
 from luthier.serve import vllm as engine_file  # noqa: E402
+from luthier.serve import vllm_models  # noqa: E402
 from luthier.serve.assistant import Assistant  # noqa: E402
 from luthier.serve.opened import Asked  # noqa: E402
 from luthier.serve.vllm import VllmEngine, opened  # noqa: E402
@@ -338,7 +339,19 @@ def test_what_vllm_would_compute_otherwise_is_refused(folder: Path, tmp_path: Pa
             ConfigError, match=rf"weights in few bits \({section}\).*luthier export run --to vllm"
         ):
             _refuse_few_bits("run", parts)
+        with pytest.MonkeyPatch.context() as patch:  # beside a base, too
+            patch.setattr(vllm_models, "find_parts", lambda name, parts=parts: parts)
+            with pytest.raises(ConfigError, match=rf"weights in few bits \({section}\)"):
+                served(asked(folder / "base", adapters={"x": folder / "first"}), base, 512)
         assert section in Config.model_fields
+
+
+def test_an_engine_that_ended_while_idle_says_so() -> None:
+    engine: Any = VllmEngine.__new__(VllmEngine)
+    engine._failure, engine._vllm = None, SimpleNamespace(errored=False)
+    assert engine.failure is None
+    engine._vllm.errored = True
+    assert engine.failure == "vLLM broke down; restart the server"
 
 
 def until(done: Any) -> None:

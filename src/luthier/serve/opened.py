@@ -75,17 +75,20 @@ def kind_for(asked: Asked) -> tuple[Kind, str]:
 
 
 def gguf_of(name: str) -> Path:
-    """The file itself, or the one that was exported from a run.
+    """The file itself, or the one that was exported from a run and passed its proof.
 
     Raises ConfigError if there is none, or more than one.
     """
     path = Path(name)
     if is_file(name):
         return path
-    found = sorted(path.glob("gguf/*.gguf")) or sorted(path.glob("*.gguf"))
+    every = sorted(path.glob("gguf/*.gguf")) or sorted(path.glob("*.gguf"))
+    refused = [one.name for one in every if ".unverified" in one.name]
+    found = [one for one in every if one.name not in refused and _is_model(one)]
     if not found:
+        beside = f" that is the model that was trained ({refused[0]} is not)" if refused else ""
         raise ConfigError(
-            f"--engine llama serves GGUF files, and {name} has none; write one with "
+            f"--engine llama serves GGUF files, and {name} has none{beside}; write one with "
             f"luthier export {name} --to gguf:q8_0, or leave --engine out"
         )
     if len(found) > 1:
@@ -93,3 +96,14 @@ def gguf_of(name: str) -> Path:
             f"{name} has {len(found)} GGUF files ({', '.join(one.name for one in found)}); give the path of one of them"
         )
     return found[0]
+
+
+def _is_model(file: Path) -> bool:
+    """Whether it is not the adapter of a model. Of what cannot be read llama.cpp says why."""
+    from gguf import GGUFReader
+
+    try:
+        field = GGUFReader(file).fields.get("general.type")
+    except (ValueError, IndexError, OSError):
+        return True
+    return field is None or field.contents() != "adapter"

@@ -99,7 +99,8 @@ class Sampled(BaseModel):
     @property
     def wants_logprobs(self) -> bool:
         """Whether log-probabilities of the answers' tokens come along."""
-        return getattr(self, "logprobs", None) not in (None, False)
+        wish = getattr(self, "logprobs", None)
+        return wish is not None and wish is not False  # 0 asks for those of the chosen tokens alone
 
 
 class ChatRequest(Sampled):

@@ -141,6 +141,8 @@ class VllmEngine:
 
     @property
     def failure(self) -> str | None:
+        if self._failure is None and getattr(self._vllm, "errored", False):
+            self._failure = "vLLM broke down; restart the server"  # while it had nothing to do
         return self._failure
 
     def _forget(self, ticket: Ticket) -> None:

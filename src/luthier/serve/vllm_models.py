@@ -103,8 +103,9 @@ def _adapter(label: str, path: Path, base: Parts) -> Parts:
             f"--adapter {label}={path}: there is no adapter_config.json in it or in its folder adapter/, so it is "
             "neither an adapter nor a run that trained one"
         )
-    config = find_parts(str(path)).config
-    return Parts(base.base, base.revision, folder, config)
+    found = Parts(base.base, base.revision, folder, find_parts(str(path)).config)
+    _refuse_few_bits(str(path), found)
+    return found
 
 
 def _rank(label: str, folder: Path) -> int:

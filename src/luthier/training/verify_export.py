@@ -186,12 +186,8 @@ def _called(form: str) -> str:
 
 def _mark(artefact: Path) -> Path:
     """Gives an artefact a name that says that it was not verified, and returns that."""
-    name = (
-        f"{artefact.stem}.{UNVERIFIED}{artefact.suffix}"
-        if artefact.is_file()
-        else f"{artefact.name}.{UNVERIFIED}"
-    )
-    other, number = artefact.with_name(name), 2
+    start, end = (artefact.stem, artefact.suffix) if artefact.is_file() else (artefact.name, "")
+    other, number = artefact.with_name(f"{start}.{UNVERIFIED}{end}"), 2
     while other.exists():
-        other, number = artefact.with_name(f"{name}-{number}"), number + 1
+        other, number = artefact.with_name(f"{start}.{UNVERIFIED}-{number}{end}"), number + 1
     return artefact.rename(other) if artefact.exists() else artefact

@@ -74,7 +74,8 @@ class Type:
         """The scale of each group [M, G], rounded to `dtype`, in fp32: codes are to fit what is stored."""
         num_out, num_in = weight_MK.shape
         grouped_MGk = weight_MK.float().view(num_out, -1, self.group or num_in)
-        return (grouped_MGk.abs().amax(-1) / self.most).clamp(min=1e-10).to(dtype).float()
+        least = max(1e-10, torch.finfo(dtype).tiny)  # zeros must not get a scale of zero
+        return (grouped_MGk.abs().amax(-1) / self.most).clamp(min=least).to(dtype).float()
 
     def codes(self, values: Tensor, scale: Tensor) -> Tensor:
         """The codes nearest to values, as numbers in the values' type."""
