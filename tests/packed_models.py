@@ -148,7 +148,9 @@ def four_bits(kind: str, *, double: bool, dtype: torch.dtype = torch.float32) ->
             weight_MK.to(dtype), blocksize=64, compress_statistics=double, quant_type=kind
         )
         named = {f"weight.{name}": part for name, part in state.as_dict(packed=True).items()}
-        return {"weight": codes, **named}, functional.dequantize_4bit(codes, state)
+        # Blocks go on over rows. bitsandbytes 0.50 forgets that where AVX-512 decodes rows shorter than a block.
+        state.shape = torch.Size((weight_MK.numel() // 64, 64))
+        return {"weight": codes, **named}, functional.dequantize_4bit(codes, state).view(weight_MK.shape)
 
     return sample
 

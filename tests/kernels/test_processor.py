@@ -18,6 +18,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    # what conftest.py takes from all tests: that a CPU is asked
+    monkeypatch.setattr("luthier.models.device.computes_bf16", lambda device: processor.multiplies_bf16())
     return monkeypatch
 
 
