@@ -29,7 +29,7 @@ def slow(self, kind, place, found):
         time.sleep(0.15)
 Journal._write = slow
 model, data, folder = sys.argv[1:]
-evaluate(load_for_inference(model), [data], answer_tokens=12, keep=Keep(Path(folder), "trained", "weights"))
+evaluate(load_for_inference(model, dtype="float32"), [data], answer_tokens=12, keep=Keep(Path(folder), "trained", "weights"))
 """
 
 
@@ -44,7 +44,7 @@ def lines(folder: Path) -> list[dict]:
 
 def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
     model, data = save_tiny_model(tmp_path / "model"), write_chats(tmp_path / "test.jsonl", 14)
-    loaded, folder = load_for_inference(str(model)), tmp_path / "kept"
+    loaded, folder = load_for_inference(str(model), dtype="float32"), tmp_path / "kept"
     whole = evaluate(loaded, [data], answer_tokens=12, keep=Keep(tmp_path / "whole", "trained", "weights"))
     child = subprocess.Popen(
         [sys.executable, "-c", CHILD, str(model), str(data), str(folder)],
@@ -87,7 +87,7 @@ def test_a_killed_evaluation_goes_on(tmp_path: Path) -> None:
 
 def test_other_weights_data_or_settings_begin_anew(tmp_path: Path) -> None:
     model, data = save_tiny_model(tmp_path / "model"), write_chats(tmp_path / "test.jsonl", 3)
-    loaded, folder = load_for_inference(str(model)), tmp_path / "kept"
+    loaded, folder = load_for_inference(str(model), dtype="float32"), tmp_path / "kept"
     for keep, tokens in (
         (Keep(folder, "a/b", "1"), 2),
         (Keep(folder, "a/b", "2"), 2),
