@@ -29,7 +29,8 @@ def slow(self, kind, place, found):
         time.sleep(0.15)
 Journal._write = slow
 model, data, folder = sys.argv[1:]
-evaluate(load_for_inference(model, dtype="float32"), [data], answer_tokens=12, keep=Keep(Path(folder), "trained", "weights"))
+loaded = load_for_inference(model, dtype="float32")
+evaluate(loaded, [data], answer_tokens=12, keep=Keep(Path(folder), "trained", "weights"))
 """
 
 
