@@ -7,10 +7,8 @@ Shape suffixes: N rows of logits that were asked for, V vocabulary.
 """
 
 import ctypes
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ import torch
 from torch import Tensor
 
 from luthier.errors import ModelError, RunError
-from luthier.export.gguf.llama import NEEDED, installed, library
+from luthier.export.gguf.llama import NEEDED, heard, installed, library
 
 BYTES_OF_A_NUMBER = 2
 """llama.cpp keeps keys and values in 16 bit where nothing else is said."""
@@ -46,7 +44,7 @@ class LlamaModel:
             raise ModelError(f"{file} can be run with {NEEDED}")
         self.library = library()
         self.library.llama_backend_init()
-        with _heard() as said:
+        with heard() as said:
             self.pointer: Any = self.library.llama_model_load_from_file(
                 str(file).encode(), self.library.llama_model_default_params()
             )
@@ -114,9 +112,8 @@ class LlamaContext:
         settings.n_ctx, settings.n_seq_max = num_tokens, num_rows
         settings.kv_unified = True  # rows take from one store as they need, and can share
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()  # they spin while they wait
-        with (
-            _heard() as said
-        ):  # it warns of room for more tokens than one row may have, which rows are to share
+        # it warns of room for more tokens than one row may have, which rows are to share
+        with heard() as said:
             self._pointer: Any = self._library.llama_init_from_model(model.pointer, settings)
         if not self._pointer:
             raise ModelError(
@@ -174,13 +171,6 @@ class LlamaContext:
         return torch.from_numpy(logits.copy())  # the next portion writes over them
 
 
-@contextmanager
-def _heard() -> Iterator[StringIO]:
-    """What llama.cpp says meanwhile, which llama-cpp-python writes to the error stream."""
-    with redirect_stderr(StringIO()) as said:
-        yield said
-
-
-def _reason(said: StringIO) -> str:
-    """The first line that it said."""
-    return next(iter(said.getvalue().strip().splitlines()), "it does not say why")
+def _reason(said: Sequence[str]) -> str:
+    """The last that it said; the very last line only says that it failed."""
+    return "; ".join(line.strip() for line in said[-3:]) or "it does not say why"
